@@ -1,0 +1,57 @@
+"""Hooks into the tuner's loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sthyper.trial import Status, Trial
+
+if TYPE_CHECKING:
+    from sthyper.tuner import Tuner
+
+__all__ = ["TunerCallback"]
+
+
+class TunerCallback:
+    """Base class of callbacks of the tuner; every hook does nothing by default."""
+
+    def on_tuning_start(self, tuner: Tuner) -> None:
+        """The experiment starts; its folder and metadata exist."""
+
+    def on_tuning_end(self) -> None:
+        """The experiment ends (also after an error or Ctrl-C), before running trials are ended."""
+
+    def on_loop_start(self) -> None:
+        """A round of the event loop starts, before events are fetched."""
+
+    def on_loop_end(self) -> None:
+        """A round of the event loop ends, before the stop criterion is looked at."""
+
+    def on_fetch_status_results(
+        self,
+        trial_status_dict: dict[int, tuple[Trial, Status]],
+        new_results: list[tuple[int, dict[str, Any]]],
+    ) -> None:
+        """News arrived: trials with their status, and the counted reports as ``(trial_id, result)``."""
+
+    def on_trial_complete(self, trial: Trial, result: dict[str, Any]) -> None:
+        """A trial completed; the scheduler has been told. ``result`` is its last report."""
+
+    def on_trial_result(self, trial: Trial, status: Status, result: dict[str, Any], decision: str) -> None:
+        """A trial reported.
+
+        Args:
+            trial: The trial.
+            status: Its status before the decision.
+            result: The report, with ``st_*`` columns of the tuner added.
+            decision: The answer that the trial gets.
+        """
+
+    def on_tuning_sleep(self, sleep_time: float) -> None:
+        """The tuner waited ``sleep_time`` seconds over a backend that must be polled."""
+
+    def on_start_trial(self, trial: Trial) -> None:
+        """A new trial was started."""
+
+    def on_resume_trial(self, trial: Trial) -> None:
+        """A paused trial was resumed."""
