@@ -9,7 +9,18 @@ from typing import Any
 
 from sthyper.constants import ST_WORKER_COST
 
-__all__ = ["SchedulerDecision", "Status", "Trial", "TrialResult", "TrialSuggestion", "normalize_trial_id"]
+__all__ = [
+    "OUT_OF_MEMORY",
+    "SchedulerDecision",
+    "Status",
+    "Trial",
+    "TrialResult",
+    "TrialSuggestion",
+    "is_own_failure",
+    "normalize_trial_id",
+]
+
+OUT_OF_MEMORY = "out_of_memory"
 
 
 class Status(StrEnum):
@@ -158,3 +169,13 @@ def normalize_trial_id(trial_id: int | str) -> int:
     if value < 0:
         raise ValueError(f"trial_id must not be negative, got {value}")
     return value
+
+
+def is_own_failure(end_reason: str | None) -> bool:
+    """Whether a failed trial's configuration is to blame: out of memory, or the script's own error.
+
+    Trials that were killed from outside, hung or interrupted say nothing about their configuration.
+    """
+    return end_reason is not None and (
+        end_reason == OUT_OF_MEMORY or end_reason.startswith(("exit ", "signal ", "bad report", "no report"))
+    )

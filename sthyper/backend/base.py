@@ -112,18 +112,18 @@ class TrialBackend(ABC):
     also :meth:`answer`. The tuner calls :meth:`open` before the first trial and :meth:`close` after the last.
 
     Args:
-        delete_checkpoints: Whether checkpoints of ended trials are removed.
         rewrite_max_resource: Whether ``config[max_resource_attr]`` holds the next milestone instead of the full
-            value (for trials that cannot be paused from inside).
-        poll_interval: Seconds between two looks of a backend that must poll; ``None`` if :meth:`events` blocks
+            value; for trials that cannot be paused from inside.
+
+    Attributes:
+        poll_interval: Seconds between two looks at a backend that must be polled; ``None`` if :meth:`events` blocks
             until something happens.
     """
 
-    rewrite_max_resource: bool = False
     poll_interval: float | None = None
 
-    def __init__(self, delete_checkpoints: bool = False) -> None:
-        self.delete_checkpoints = delete_checkpoints
+    def __init__(self, rewrite_max_resource: bool = False) -> None:
+        self.rewrite_max_resource = rewrite_max_resource
         self.path: Path | None = None
         self.context = ExperimentContext(n_workers=1, seed=0)
         self._trials: dict[int, Trial] = {}
@@ -141,12 +141,19 @@ class TrialBackend(ABC):
         """Get ready to start trials."""
         self.context = context
 
-    def close(self) -> None:
-        """End whatever still runs and free all resources; may be called twice."""
+    def close(self, wait: bool = True) -> None:
+        """End whatever still runs and free all resources; may be called twice.
+
+        Args:
+            wait: Whether to wait until all processes are gone; without it the supervisor ends them afterwards.
+        """
 
     def run_loop(self, loop: Callable[[], None]) -> None:
         """Run the tuner's event loop; backends whose trials need the calling thread run it in a helper thread."""
         loop()
+
+    def on_signal(self, signum: int) -> None:
+        """React to a signal that asks the tuner to end; called in the handler, in the main thread."""
 
     def wake(self) -> None:
         """Make a blocked :meth:`events` return soon; safe in signal handlers and from other threads."""

@@ -15,9 +15,15 @@ from sthyper.config_space import (
 )
 from sthyper.errors import ReportError
 from sthyper.searchers.base import BaseSearcher, SearcherContext
-from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
+from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion, is_own_failure
 
-__all__ = ["PendingSuggestion", "SchedulerDecision", "TrialScheduler", "TrialSchedulerWithSearcher", "TrialSuggestion"]
+__all__ = [
+    "PendingSuggestion",
+    "SchedulerDecision",
+    "TrialScheduler",
+    "TrialSchedulerWithSearcher",
+    "TrialSuggestion",
+]
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,10 @@ class TrialScheduler(ABC):
 
     def on_trial_error(self, trial: Trial) -> None:
         """A trial failed; ``trial.end_reason`` says why."""
+
+    def milestone(self, trial_id: int) -> int | None:
+        """Return the resource at which this scheduler decides next about a running trial, ``None`` if any."""
+        return None
 
     # ---- description ---------------------------------------------------------------------------------
 
@@ -271,8 +281,7 @@ class TrialSchedulerWithSearcher(TrialScheduler):
 
     def on_trial_error(self, trial: Trial) -> None:
         config = self._preprocess_config(trial.config)
-        blacklist = trial.end_reason == "out_of_memory" or (trial.end_reason or "").startswith("exit ")
-        self._tell_searcher("evaluation_failed", trial.trial_id, config, blacklist)
+        self._tell_searcher("evaluation_failed", trial.trial_id, config, is_own_failure(trial.end_reason))
         self._tell_searcher("cleanup_pending", trial.trial_id)
 
     def on_trial_complete(self, trial: Trial, result: dict[str, Any]) -> None:
@@ -321,7 +330,9 @@ def report_value(result: dict[str, Any], metric: str, resource_attr: str | None 
 
         names = [k for k in result if not k.startswith("st_")]
         resource = f"{resource_attr}=..., " if resource_attr else ""
-        call = f"report({resource}{metric}=...)" if metric.isidentifier() else f"report(**{{{metric!r}: ...}})"
+        call = (
+            f"report({resource}{metric}=...)" if metric.isidentifier() else f"report(**{{{metric!r}: ...}})"
+        )
         raise ReportError(
             f"metric {metric!r} is missing in the report, which has {names}{closest(metric, names)}; "
             f"expected: {call}"

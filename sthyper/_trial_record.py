@@ -1,0 +1,133 @@
+"""What the tuner keeps of a trial, and the rule which of its reports count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sthyper.trial import SchedulerDecision, Trial
+
+__all__ = ["Cause", "ReportKind", "TrialRecord", "judge_report", "resource_of", "settle_decision"]
+
+
+class Cause(str, Enum):
+    """Why a run of a trial was started."""
+
+    start = "start"
+    resume = "resume"
+    killed = "killed"
+    supervisor_lost = "supervisor_lost"
+    scratch = "scratch"
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether an earlier run ended before its time."""
+        return self in (Cause.killed, Cause.supervisor_lost)
+
+
+class ReportKind(Enum):
+    """How a report is treated."""
+
+    counts = 0
+    repeats = 1
+    """Another report of this run at a resource that was reported before: answered like the first."""
+    ignored = 2
+    """A later run trains again what an earlier one reported: answered CONTINUE."""
+
+
+@dataclass(slots=True)
+class TrialRecord:
+    """State of a trial in the tuner.
+
+    Args:
+        trial: The trial.
+        run: Number of the current or last run.
+        cause: Why that run was started.
+        busy: Whether it occupies a worker.
+        milestone: Resource at which the scheduler decides next.
+        order: STOP or PAUSE once this run got it.
+        largest: Largest resource of all counted reports.
+        in_run: Resource -> (answer, client) of this run's reports.
+        counted: Number of counted reports of all runs.
+        counted_in_run: Number of counted reports of this run.
+        last_result: Last counted report.
+        completes: Whether the end of this trial counts as completion whatever ends it (maximum resource).
+        restarts: Number of restarts after the trial was killed from outside.
+        scratched: Whether it was already run once more from scratch.
+        bad_report: Why its last report could not be used.
+        warned: Whether a repeated report has been warned of.
+    """
+
+    trial: Trial
+    run: int = 0
+    cause: Cause = Cause.start
+    busy: bool = True
+    milestone: int | None = None
+    order: str | None = None
+    largest: float | None = None
+    in_run: dict[float, tuple[str, str]] = field(default_factory=dict)
+    counted: int = 0
+    counted_in_run: int = 0
+    last_result: dict[str, Any] | None = None
+    completes: bool = False
+    restarts: int = 0
+    scratched: bool = False
+    bad_report: str | None = None
+    warned: bool = False
+
+    def begin_run(self, run: int, cause: Cause) -> None:
+        """Forget what belongs to the run before."""
+        self.run = run
+        self.cause = cause
+        self.busy = True
+        self.order = None
+        self.in_run = {}
+        self.counted_in_run = 0
+        self.bad_report = None
+
+
+def judge_report(record: TrialRecord, resource: float | None) -> ReportKind:
+    """Decide how a report counts.
+
+    Args:
+        record: The trial.
+        resource: Its resource, ``None`` for schedulers without one.
+    """
+    if resource is None:
+        return ReportKind.counts
+    if resource in record.in_run:
+        return ReportKind.repeats
+    if record.run > 0 and record.largest is not None and resource <= record.largest:
+        return ReportKind.ignored
+    return ReportKind.counts
+
+
+def resource_of(metrics: dict[str, Any], resource_attr: str | None) -> float | None:
+    """Return the resource of a report, ``None`` if there is none or the scheduler has to complain about it."""
+    if resource_attr is None:
+        return None
+    value = metrics.get(resource_attr)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return None
+    return value
+
+
+def settle_decision(
+    decision: str, resource: float | None, max_resource_level: int | None, max_resource_attr: str | None
+) -> tuple[str, bool]:
+    """Return the answer to a report, and whether the trial counts as completed whatever ends it now.
+
+    The maximum is no stop: where the script knows it (``max_resource_attr``) it goes on to what comes after its loop.
+
+    Args:
+        decision: The scheduler's decision.
+        resource: Resource of the report.
+        max_resource_level: The scheduler's maximum.
+        max_resource_attr: Name of the maximum in the configuration.
+    """
+    if decision == SchedulerDecision.CONTINUE or resource is None or max_resource_level is None:
+        return decision, False
+    if resource == max_resource_level and max_resource_attr is not None:
+        return SchedulerDecision.CONTINUE, True
+    return decision, resource >= max_resource_level and decision == SchedulerDecision.STOP

@@ -1,0 +1,212 @@
+"""Runs trials one after another in the tuner's own process, so that debuggers and tracebacks work.
+
+Trials run in the thread that called ``Tuner.run``; the event loop runs in a helper thread beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sthyper.report
+from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
+from sthyper.backend.base import EndEvent, ReportEvent, TrialEvent
+from sthyper.report import TrialExit
+from sthyper.trial import SchedulerDecision, Status
+
+__all__ = ["InlineRunner"]
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a trial runs: ends the trial; the tuner has its own flag."""
+
+
+class InlineRunner:
+    """Runs scripts as a fresh ``__main__`` in the calling thread.
+
+    Args:
+        timeouts: When a silent run counts as hung; acts at its next report.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._jobs: queue.SimpleQueue[RunSpec | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[TrialEvent | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._state: RunState | None = None
+        self._stopping = False
+        self._in_trial = False
+        self._client = ""
+        self._seq = 0
+
+    def open(self) -> None:
+        self._client = os.urandom(8).hex()
+
+    def close(self, wait: bool) -> None:
+        self._stopping = True
+
+    def on_signal(self, signum: int) -> None:
+        if self._in_trial:
+            raise _Interrupted
+
+    def wake(self) -> None:
+        self._events.put(None)
+
+    # ---- the calling thread --------------------------------------------------------------------------
+
+    def run_loop(self, loop: Callable[[], None]) -> None:
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                loop()
+            except BaseException as error:  # handed to the calling thread below
+                failure.append(error)
+            finally:
+                self._jobs.put(None)
+
+        thread = threading.Thread(target=work, name="sthyper-event-loop")
+        thread.start()
+        try:
+            while (spec := self._jobs.get()) is not None:
+                self._run(spec)
+        finally:
+            self._stopping = True
+            self._answers.put(SchedulerDecision.STOP)
+            self._events.put(None)
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    def _run(self, spec: RunSpec) -> None:
+        state = self._state
+        assert state is not None
+        if self._timeouts.first_report is not None:
+            state.deadline = time.monotonic() + self._timeouts.first_report
+        state.code = 0
+        try:
+            self._in_trial = True
+            with _borrowed_process(spec):
+                sthyper.report._inline_answer = self._report
+                try:
+                    _run_script(Path(spec.argv[0]))
+                finally:
+                    sthyper.report._inline_answer = None
+        except _Interrupted:
+            state.ordered = state.ordered or Status.stopped
+            state.reason = "interrupted"
+        except SystemExit as exit_:
+            state.code = _exit_code(exit_)
+        except Exception:
+            state.code = 1
+            text = _user_traceback()
+            with open(spec.stderr, "a") as file:
+                file.write(text)
+            print(text, file=sys.stderr, end="")
+        finally:
+            self._in_trial = False
+        status, reason, tail = classify_end(state)
+        self._events.put(EndEvent(spec.trial_id, spec.run, status, reason, state.code, tail))
+
+    def _report(self, metrics: dict[str, Any]) -> str:
+        state = self._state
+        assert state is not None
+        if state.reason == "hung" or (state.deadline is not None and time.monotonic() > state.deadline):
+            # Too late: the trial ends here, at its next report.
+            state.reason = "hung"
+            raise TrialExit("STOP")
+        if state.ordered is not None or self._stopping:
+            return SchedulerDecision.STOP if state.ordered != Status.paused else SchedulerDecision.PAUSE
+        event = ReportEvent(state.spec.trial_id, state.spec.run, metrics, self._client, self._seq)
+        self._seq += 1
+        self._events.put(event)
+        decision = self._answers.get()
+        if self._timeouts.report is not None:
+            state.deadline = time.monotonic() + self._timeouts.report
+        else:
+            state.deadline = None
+        return decision
+
+    # ---- the event loop's thread ---------------------------------------------------------------------
+
+    def start(self, spec: RunSpec) -> None:
+        size = spec.stderr.stat().st_size if spec.stderr.exists() else 0
+        self._state = RunState(spec, size)
+        self._jobs.put(spec)
+
+    def end(self, trial_id: int, status: Status, at_once: bool, grace: float) -> None:
+        if self._state is not None and self._state.ordered is None:
+            self._state.ordered = status
+
+    def answer(self, event: ReportEvent, decision: str) -> None:
+        self._answers.put(decision)
+
+    def events(self, timeout: float | None) -> list[TrialEvent]:
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return []
+        return [] if event is None else [event]
+
+
+def _run_script(path: Path) -> None:
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=str(path), __builtins__=__builtins__, __spec__=None)
+    sys.modules["__main__"] = main
+    exec(compile(path.read_bytes(), str(path), "exec"), main.__dict__)
+
+
+@contextmanager
+def _borrowed_process(spec: RunSpec) -> Iterator[None]:
+    """Give a script the process as if it were its own, and put everything back afterwards."""
+    argv, path, environ, cwd = list(sys.argv), list(sys.path), dict(os.environ), os.getcwd()
+    main = sys.modules["__main__"]
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        sys.argv = list(spec.argv)
+        sys.path.insert(0, str(Path(spec.argv[0]).parent))
+        for name, value in spec.env.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        os.chdir(spec.cwd)
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        sys.modules["__main__"] = main
+        os.environ.clear()
+        os.environ.update(environ)
+        os.chdir(cwd)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def _exit_code(exit_: SystemExit) -> int:
+    if exit_.code is None:
+        return 0
+    if isinstance(exit_.code, int):
+        return exit_.code & 0xFF
+    print(exit_.code, file=sys.stderr)
+    return 1
+
+
+def _user_traceback() -> str:
+    """Return the traceback of the current exception from the script's first frame on."""
+    kind, error, trace = sys.exc_info()
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(kind, error, trace))

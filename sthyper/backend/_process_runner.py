@@ -1,0 +1,301 @@
+"""Runs trials in supervised processes of their own and talks to them over the channel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from sthyper.backend import launcher as lw
+from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
+from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
+from sthyper.backend.channel import ChannelServer, ClientBye, ClientGone, ClientLoaded, ClientReport
+from sthyper.constants import ENV_CHANNEL, ENV_TOKEN
+from sthyper.errors import ExperimentError
+from sthyper.trial import SchedulerDecision, Status
+
+__all__ = ["ProcessRunner"]
+
+MAX_LOSSES = 3
+LOSS_WINDOW = 600.0
+"""The experiment ends when the supervisor is lost for the third time within ten minutes."""
+RANK_GRACE = 5.0
+"""Seconds for a trial to end after one of its ranks has vanished."""
+
+
+class ProcessRunner:
+    """Starts trials through the launcher.
+
+    Args:
+        mode: ``"fork"`` (warm) or ``"exec"``.
+        preload: Packages that the fork server loads.
+        adapt: Whether packages that trials had loaded are preloaded for later ones.
+        timeouts: When a silent run counts as hung.
+        host: ``None`` for a unix socket, otherwise the TCP address to listen on.
+        port: TCP port, 0 for a free one.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["fork", "exec"],
+        preload: Sequence[str],
+        adapt: bool,
+        timeouts: Timeouts,
+        host: str | None = None,
+        port: int = 0,
+    ) -> None:
+        self._mode: Literal["fork", "exec"] = mode
+        self._preload = list(preload)
+        self._adapt = adapt
+        self._timeouts = timeouts
+        self._host = host
+        self._port = port
+        self._token = os.urandom(16).hex()
+        self._runs: dict[str, RunState] = {}
+        self._current: dict[int, str] = {}
+        self._queue: deque[TrialEvent] = deque()
+        self._losses: deque[float] = deque()
+        self._open = False
+
+    # ---- life ----------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
+        self._open = True
+        # The guardian first: it starts importing while the tuner goes on.
+        self._start_launcher()
+        self._channel = ChannelServer(self._token, self._selector, host=self._host, port=self._port)
+
+    def close(self, wait: bool) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._channel.close()
+        self._unwatch_launcher()
+        self._launcher.close() if wait else self._launcher.abandon()
+        self._selector.unregister(self._wake_read)
+        self._wake_read.close()
+        self._wake_write.close()
+        self._selector.close()
+
+    def run_loop(self, loop: Callable[[], None]) -> None:
+        loop()
+
+    def on_signal(self, signum: int) -> None:
+        pass
+
+    def wake(self) -> None:
+        if self._open:
+            with contextlib.suppress(OSError):  # a full pipe wakes as well
+                self._wake_write.send(b"\0")
+
+    def _start_launcher(self) -> None:
+        self._launcher = lw.Launcher(preload=self._preload, tag=(ENV_TOKEN, self._token))
+        self._launcher.start()
+        self._launcher_started: float | None = time.monotonic()
+        self._watched = self._launcher.filenos()
+        for fd in self._watched:
+            self._selector.register(fd, selectors.EVENT_READ, self._read_launcher)
+
+    def _unwatch_launcher(self) -> None:
+        for fd in self._watched:
+            self._selector.unregister(fd)
+        self._watched = []
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_read.recv(4096):
+                pass
+
+    # ---- orders --------------------------------------------------------------------------------------
+
+    def start(self, spec: RunSpec) -> None:
+        env = {**spec.env, ENV_CHANNEL: self._channel.address, ENV_TOKEN: self._token}
+        argv = spec.argv
+        mode = self._mode
+        if mode == "exec":
+            import sys
+
+            argv = (sys.executable, *argv)
+        stderr_start = spec.stderr.stat().st_size if spec.stderr.exists() else 0
+        state = RunState(spec, stderr_start)
+        self._runs[spec.key] = state
+        self._current[spec.trial_id] = spec.key
+        if self._timeouts.first_report is not None:
+            state.deadline = time.monotonic() + self._timeouts.first_report
+        self._launcher.spawn(
+            lw.SpawnRequest(
+                key=spec.key,
+                argv=argv,
+                mode=mode,
+                env=env,
+                cwd=spec.cwd,
+                stdout=str(spec.stdout),
+                stderr=str(spec.stderr),
+                threads=spec.threads,
+                seed=spec.seed,
+            )
+        )
+
+    def end(self, trial_id: int, status: Status, at_once: bool, grace: float) -> None:
+        state = self._runs[self._current[trial_id]]
+        if state.ordered is None:
+            state.ordered = status
+        if at_once:
+            self._launcher.end(state.spec.key, grace=0.0, kill_after=grace)
+        else:
+            self._launcher.end(state.spec.key, grace=grace)
+
+    def answer(self, event: ReportEvent, decision: str) -> None:
+        self._channel.answer(event.trial_id, event.run, event.client, event.seq, decision)
+        state = self._runs.get(f"{event.trial_id}-{event.run}")
+        if state is not None:
+            limit = self._timeouts.report
+            state.deadline = None if limit is None else time.monotonic() + limit
+
+    # ---- what happened -------------------------------------------------------------------------------
+
+    def events(self, timeout: float | None) -> list[TrialEvent]:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            now = time.monotonic()
+            self._check_deadlines(now)
+            if self._queue:
+                events = list(self._queue)
+                self._queue.clear()
+                return events
+            if end is not None and now > end:
+                return []
+            woken = False
+            for key, _ in self._selector.select(self._wait(now, end)):
+                key.data()
+                woken = woken or key.fileobj is self._wake_read
+            self._take_messages()
+            due = self._launcher.next_deadline()
+            if due is not None and time.monotonic() >= due:
+                self._read_launcher()
+            if not self._queue and (woken or (end is not None and time.monotonic() >= end)):
+                return []
+
+    def _wait(self, now: float, end: float | None) -> float | None:
+        times = [s.deadline for s in self._runs.values() if s.deadline is not None]
+        due = self._launcher.next_deadline()
+        if due is not None:
+            times.append(due)
+        if end is not None:
+            times.append(end)
+        if self._launcher_started is not None:
+            times.append(self._launcher_started + 1.0)
+        return max(0.0, min(times) - now) if times else None
+
+    def _check_deadlines(self, now: float) -> None:
+        if self._launcher_started is not None and now >= self._launcher_started + 1.0:
+            self._launcher_started = None
+            self._queue.append(MessageEvent("preloading", data={"modules": list(self._preload)}))
+        for state in self._runs.values():
+            if state.deadline is not None and now >= state.deadline and state.ordered is None:
+                state.deadline = None
+                state.reason = "hung"
+                self._launcher.end(state.spec.key, grace=0.0)
+
+    def _take_messages(self) -> None:
+        for message in self._channel.take():
+            if isinstance(message, ClientLoaded):
+                if self._adapt and self._mode == "fork":
+                    self._launcher.preload(message.packages)
+                continue
+            state = self._runs.get(f"{message.trial_id}-{message.run}")
+            if isinstance(message, ClientReport):
+                event = ReportEvent(
+                    message.trial_id, message.run, message.metrics, message.client, message.seq
+                )
+                if state is None:
+                    # A process of an earlier run, or none of ours.
+                    self._channel.answer(
+                        message.trial_id, message.run, message.client, message.seq, SchedulerDecision.STOP
+                    )
+                else:
+                    state.deadline = None
+                    self._queue.append(event)
+            elif state is None:
+                continue
+            elif isinstance(message, ClientBye):
+                if not message.ok:
+                    state.ok = False
+                    if message.reason is not None and state.ordered is None:
+                        state.reason = message.reason
+            elif isinstance(message, ClientGone) and message.rank is not None and not message.said_bye:
+                if state.ordered is None and state.reason is None and state.code is None:
+                    state.reason = f"rank {message.rank} died"
+                self._launcher.end(state.spec.key, grace=RANK_GRACE)
+
+    def _read_launcher(self) -> None:
+        for event in self._launcher.read():
+            match event:
+                case lw.Ready(seconds=seconds):
+                    if self._launcher_started is None:
+                        self._queue.append(MessageEvent("ready", data={"seconds": seconds}))
+                    self._launcher_started = None
+                case lw.LauncherWarning(message=message):
+                    self._queue.append(MessageEvent("warning", data={"message": message}))
+                case lw.Started(key=key, pid=pid, create_time=create_time):
+                    if (state := self._runs.get(key)) is not None:
+                        self._queue.append(
+                            MessageEvent(
+                                "process",
+                                state.spec.trial_id,
+                                state.spec.run,
+                                {"pid": pid, "create_time": create_time},
+                            )
+                        )
+                case lw.Exited(key=key, code=code):
+                    if (state := self._runs.get(key)) is not None:
+                        state.code = code
+                        state.deadline = None
+                case lw.Gone(key=key):
+                    self._gone(key)
+                case lw.Lost(who=who):
+                    self._lost(who)
+                    return
+
+    def _gone(self, key: str) -> None:
+        state = self._runs.get(key)
+        if state is None:
+            return
+        # A report that was sent just before the end still counts; it comes first.
+        self._channel.drain(state.spec.trial_id)
+        self._take_messages()
+        del self._runs[key]
+        if self._current.get(state.spec.trial_id) == key:
+            del self._current[state.spec.trial_id]
+        status, reason, tail = classify_end(state)
+        self._queue.append(EndEvent(state.spec.trial_id, state.spec.run, status, reason, state.code, tail))
+        self._channel.forget(state.spec.trial_id)
+
+    def _lost(self, who: str) -> None:
+        self._unwatch_launcher()
+        self._launcher.close()
+        now = time.monotonic()
+        self._losses.append(now)
+        while self._losses and self._losses[0] < now - LOSS_WINDOW:
+            self._losses.popleft()
+        self._queue.append(MessageEvent("supervisor_lost", data={"who": who, "times": len(self._losses)}))
+        for state in self._runs.values():
+            state.reason = state.reason or "supervisor_lost"
+        for key in list(self._runs):
+            self._gone(key)
+        if len(self._losses) >= MAX_LOSSES:
+            raise ExperimentError(
+                f"the {who} died for the {MAX_LOSSES}rd time within {LOSS_WINDOW / 60:.0f} minutes; something on this "
+                "machine ends it (out of memory?). All trials were ended, nothing that was reported is lost"
+            )
+        self._start_launcher()

@@ -1,0 +1,148 @@
+"""What backends for local trials share: the order to run a trial, and the judgement of how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from sthyper.backend.base import ReportEvent, TrialEvent
+from sthyper.trial import OUT_OF_MEMORY, Status
+
+__all__ = ["RunSpec", "Runner", "Timeouts", "classify_end", "read_tail"]
+
+# Signals by which somebody outside ends a process; other signals are the program's own fault.
+_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+_OUT_OF_MEMORY_SIGNS = (
+    "MemoryError",
+    "OutOfMemoryError",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long a run may be silent before it ends as hung.
+
+    Args:
+        first_report: Seconds from the start to the first report, ``None`` for no limit.
+        report: Seconds between two reports, ``None`` for no limit.
+    """
+
+    first_report: float | None = None
+    report: float | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The order to run a trial.
+
+    Args:
+        trial_id: The trial.
+        run: Number of the run.
+        argv: The script and its arguments.
+        env: Changes to the environment, ``None`` removes.
+        cwd: Working directory.
+        stdout: File that stdout is appended to.
+        stderr: File that stderr is appended to.
+        seed: Seed of the trial.
+        threads: Thread budget, ``None`` leaves the user's setting.
+    """
+
+    trial_id: int
+    run: int
+    argv: tuple[str, ...]
+    env: dict[str, str | None]
+    cwd: str
+    stdout: Path
+    stderr: Path
+    seed: int | None
+    threads: int | None
+
+    @property
+    def key(self) -> str:
+        """Name of the run, unique in the experiment."""
+        return f"{self.trial_id}-{self.run}"
+
+
+class Runner(Protocol):
+    """Runs trials for a local backend: in processes, or in the tuner's own one."""
+
+    def open(self) -> None: ...
+    def close(self, wait: bool) -> None: ...
+    def run_loop(self, loop: Callable[[], None]) -> None: ...
+    def start(self, spec: RunSpec) -> None: ...
+    def end(self, trial_id: int, status: Status, at_once: bool, grace: float) -> None: ...
+    def events(self, timeout: float | None) -> list[TrialEvent]: ...
+    def answer(self, event: ReportEvent, decision: str) -> None: ...
+    def on_signal(self, signum: int) -> None: ...
+    def wake(self) -> None: ...
+
+
+@dataclass
+class RunState:
+    """What is known of a run while it lasts."""
+
+    spec: RunSpec
+    stderr_start: int
+    ordered: Status | None = None
+    reason: str | None = None
+    code: int | None = None
+    ok: bool = True
+    deadline: float | None = None
+    oom_kills: int = field(default_factory=lambda: oom_kills())
+
+
+def classify_end(state: RunState) -> tuple[Status, str | None, str]:
+    """Return status, end reason and the tail of stderr of a run whose processes are gone."""
+    if state.ordered is not None:
+        return state.ordered, state.reason, ""
+    tail = read_tail(state.spec.stderr, state.stderr_start)
+    if state.reason is not None:  # hung, supervisor_lost, a dead rank: the backend knows best
+        return Status.failed, state.reason, tail
+    code = state.code
+    if code == 0:
+        return (Status.completed, None, "") if state.ok else (Status.failed, "killed", tail)
+    if code is None:
+        return Status.failed, "killed", tail
+    if any(sign in line for line in tail.splitlines()[-20:] for sign in _OUT_OF_MEMORY_SIGNS):
+        return Status.failed, OUT_OF_MEMORY, tail
+    if code > 0:
+        return Status.failed, f"exit {code}", tail
+    if -code == signal.SIGKILL and oom_kills() > state.oom_kills:
+        return Status.failed, OUT_OF_MEMORY, tail
+    if -code in _OUTSIDE:
+        return Status.failed, "killed", tail
+    return Status.failed, f"signal {signal.Signals(-code).name}", tail
+
+
+def read_tail(path: Path, start: int = 0, lines: int = 40, limit: int = 16384) -> str:
+    """Return the last lines of a file, looking no further back than ``start`` and ``limit`` bytes."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - limit, 0))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory so far (0 where it does not tell)."""
+    try:
+        with open("/proc/vmstat") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0

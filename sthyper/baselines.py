@@ -1,0 +1,128 @@
+"""Every method by its name, ready to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sthyper.schedulers.base import TrialScheduler
+from sthyper.schedulers.fifo import FIFOScheduler
+from sthyper.schedulers.hyperband import HyperbandScheduler, RungSystem
+
+__all__ = ["ASHA", "RandomSearch", "baselines_dict"]
+
+
+class RandomSearch(FIFOScheduler):
+    """Random search: configurations are drawn independently, every trial runs to its end.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        mode: ``"min"`` or ``"max"``.
+        search_options: Options of :class:`~sthyper.searchers.RandomSearcher` (``allow_duplicates``,
+            ``restrict_configurations``, ``debug_log``).
+        points_to_evaluate: Configurations to suggest first; partial ones are completed by the mid-point rule.
+            ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+
+    Raises:
+        ConfigSpaceError: If the space cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode`` or an option is unknown.
+
+    References:
+        Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 2012
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="random",
+            search_options=search_options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+        )
+
+
+class ASHA(HyperbandScheduler):
+    r"""Asynchronous successive halving over random configurations.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        resource_attr: Name of the resource in reports: a positive integer that counts from 1.
+        mode: ``"min"`` or ``"max"``.
+        search_options: Options of :class:`~sthyper.searchers.RandomSearcher`.
+        points_to_evaluate: Configurations to suggest first; partial ones are completed by the mid-point rule.
+            ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource; preferred to
+            ``max_t``.
+        max_t: Maximum resource. By default ``config_space[max_resource_attr]``, else the constant ``epochs``,
+            ``max_t`` or ``max_epochs`` of the space.
+        type: ``"stopping"`` (default): trials stop at rungs unless among the best; ``"promotion"``: they pause at
+            every rung and the best are resumed.
+        rung_system: A rung system in place of ``type``, ``grace_period`` and ``reduction_factor``.
+        grace_period: Lowest rung level; default 1.
+        reduction_factor: Ratio :math:`\eta \ge 2` of neighbouring rung levels; default 3.
+
+    Raises:
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range or unknown, contradicts another, or if the maximum resource is
+            not known.
+
+    References:
+        Li et al., "A System for Massively Parallel Hyperparameter Tuning", https://arxiv.org/abs/1810.05934
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        resource_attr: str = "epoch",
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        type: str | None = None,
+        rung_system: RungSystem | None = None,
+        grace_period: int | None = None,
+        reduction_factor: float | None = None,
+    ) -> None:
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="random",
+            search_options=search_options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            resource_attr=resource_attr,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            type=type,
+            rung_system=rung_system,
+            grace_period=grace_period,
+            reduction_factor=reduction_factor,
+        )
+
+
+baselines_dict: dict[str, type[TrialScheduler]] = {
+    "Random Search": RandomSearch,
+    "RandomSearch": RandomSearch,
+    "ASHA": ASHA,
+}
+"""Methods by the names that tables and the command line use; class names are accepted too."""

@@ -1,0 +1,483 @@
+"""The one thing that a training script needs: report metrics, get a decision.
+
+Imports neither torch nor numpy: a script pays some milliseconds for it. The wire protocol is described in
+``docs/protocol.md``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sthyper.constants import (
+    ENV_CHANNEL,
+    ENV_CHECKPOINT_DIR,
+    ENV_COST_PER_HOUR,
+    ENV_LAST_RESOURCE,
+    ENV_OBJECTIVE,
+    ENV_RECONNECT_GRACE,
+    ENV_RUN,
+    ENV_SEED,
+    ENV_TOKEN,
+    ENV_TRIAL_DIR,
+    ENV_TRIAL_ID,
+    MAX_REPORT_BYTES,
+    REPORT_TAG,
+    RESERVED_PREFIX,
+    ST_CONFIG_FILENAME,
+    ST_WORKER_COST,
+    ST_WORKER_ITER,
+    ST_WORKER_TIME,
+    ST_WORKER_TIMESTAMP,
+)
+
+__all__ = ["Reporter", "TrialExit", "decode_floats", "encode_floats", "retrieve"]
+
+PROTOCOL_VERSION = 1
+_CONTINUE = "CONTINUE"
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+# Set while a trial runs inside the tuner's own process (``launch="inline"``): answers reports without a socket.
+_inline_answer: Callable[[dict[str, Any]], str] | None = None
+
+
+class TrialExit(SystemExit):
+    """Raised by a report that was answered STOP or PAUSE: ends the trial in order, with exit code 0.
+
+    Args:
+        decision: ``"STOP"`` or ``"PAUSE"``; ``"LOST"`` when the connection to the tuner is gone.
+    """
+
+    def __init__(self, decision: str = "STOP") -> None:
+        super().__init__(0)
+        self.decision = decision
+
+
+class Reporter:
+    """Reports metrics to the tuner and returns its decision.
+
+    Run by hand, outside an experiment, a report is printed on stdout and the decision is CONTINUE, so every
+    script runs alone too. May be used from several threads and from child processes.
+
+    Args:
+        add_time: Whether to add ``st_worker_time``, the seconds since this object was made.
+        add_cost: Whether to add ``st_worker_cost`` = seconds / 3600 x ``cost_per_hour`` where the latter is known
+            (needs ``add_time``).
+        on_stop: ``"exit"``: an answer STOP or PAUSE raises :class:`TrialExit`, so that ``finally`` blocks run and
+            loggers flush; ``"return"``: the call returns the decision and the caller ends the training.
+        cost_per_hour: Price of one hour of this trial; default is the backend's ``cost_per_hour``.
+
+    Raises:
+        ValueError: For an unknown ``on_stop`` or a ``cost_per_hour`` that is negative or not finite.
+
+    Example::
+
+        report = Reporter()
+        for epoch in range(1, epochs + 1):
+            ...
+            report(epoch=epoch, accuracy=accuracy)
+    """
+
+    def __init__(
+        self,
+        add_time: bool = True,
+        add_cost: bool = True,
+        on_stop: str = "exit",
+        cost_per_hour: float | None = None,
+    ) -> None:
+        if on_stop not in ("exit", "return"):
+            raise ValueError(f"on_stop must be 'exit' or 'return', got {on_stop!r}")
+        if cost_per_hour is None and os.environ.get(ENV_COST_PER_HOUR):
+            cost_per_hour = float(os.environ[ENV_COST_PER_HOUR])
+        if cost_per_hour is not None and not 0 <= cost_per_hour < math.inf:
+            raise ValueError(f"cost_per_hour must be a finite number >= 0, got {cost_per_hour!r}")
+        self.add_time = add_time
+        self.add_cost = add_cost
+        self.on_stop = on_stop
+        self.cost_per_hour = cost_per_hour
+        self._start = time.monotonic()
+        self._iter = 0
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+
+    # ---- reports -------------------------------------------------------------------------------------
+
+    def __call__(self, **metrics: Any) -> str:
+        """Report metrics and return the decision ``"CONTINUE"``, ``"STOP"`` or ``"PAUSE"``.
+
+        Args:
+            **metrics: Name -> number, string, bool, or a list or dict of these; NumPy scalars and tensors with one
+                element are taken as their value. Names may hold ``/``, ``.`` and ``-``
+                (``report(**{"val/acc": 0.9})``) but not start with ``st_``.
+
+        Raises:
+            TypeError: For a value that cannot be sent as JSON.
+            ValueError: For no metrics, a ``None``, a reserved name, or a report of 50 000 bytes or more.
+            TrialExit: If the answer is STOP or PAUSE and ``on_stop="exit"``.
+        """
+        with self._lock:
+            record = _check_metrics(metrics)
+            record[ST_WORKER_TIMESTAMP] = time.time()
+            record[ST_WORKER_ITER] = self._iter
+            if self.add_time:
+                seconds = time.monotonic() - self._start
+                record[ST_WORKER_TIME] = seconds
+                if self.add_cost and self.cost_per_hour is not None:
+                    record[ST_WORKER_COST] = seconds * self.cost_per_hour / 3600
+            text = json.dumps(encode_floats(record), allow_nan=False)
+            if len(text.encode()) >= MAX_REPORT_BYTES:
+                raise ValueError(
+                    f"the report has {len(text.encode())} bytes, allowed are fewer than {MAX_REPORT_BYTES}; "
+                    "report numbers, and write large values to a file in the trial's folder"
+                )
+            self._iter += 1
+            decision = self._send(record, text)
+        if decision != _CONTINUE and self.on_stop == "exit":
+            raise TrialExit(decision)
+        return decision
+
+    def _send(self, record: dict[str, Any], text: str) -> str:
+        if _inline_answer is not None:
+            return _inline_answer(decode_floats(json.loads(text)))
+        if not os.environ.get(ENV_CHANNEL):
+            print(f"[{REPORT_TAG}]: {text}", flush=True)
+            return _CONTINUE
+        return self._connected().report(text)
+
+    def send_rank(self, rank: int, world_size: int) -> None:
+        """Tell the tuner that this process is rank ``rank`` of ``world_size``; its connection stays open."""
+        if os.environ.get(ENV_CHANNEL):
+            with self._lock:
+                self._connected().post({"type": "rank", "rank": int(rank), "world_size": int(world_size)})
+
+    def bye(self, ok: bool, reason: str | None = None) -> None:
+        """Announce the end of this process; ``ok=False`` marks the trial as failed whatever its exit code.
+
+        Once ``False``, it stays ``False``. At the exit of the process ``True`` is sent by itself.
+
+        Args:
+            ok: Whether the process ends in order.
+            reason: The trial's end reason where it does not, for example ``"killed"`` after a SIGTERM.
+        """
+        if os.environ.get(ENV_CHANNEL):
+            with self._lock:
+                self._connected().bye(ok, reason)
+
+    def close(self) -> None:
+        """Close the connection after a ``bye``; a later report opens a new one."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.leave()
+                self._connection = None
+
+    def _connected(self) -> _Connection:
+        if self._connection is None or self._connection.pid != os.getpid():
+            # After a fork the socket belongs to the parent.
+            self._connection = _Connection(os.environ)
+        return self._connection
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_connection", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connection = None
+        self._lock = threading.Lock()
+
+    # ---- about the trial -----------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether this process runs as a trial of an experiment."""
+        return _inline_answer is not None or bool(os.environ.get(ENV_CHANNEL))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The trial's configuration, from the file that every process of the trial can read; ``{}`` by hand."""
+        folder = self.trial_dir
+        if folder is None:
+            return {}
+        with open(os.path.join(folder, ST_CONFIG_FILENAME)) as file:
+            config: dict[str, Any] = json.load(file)
+        return config
+
+    @property
+    def trial_id(self) -> int | None:
+        """Id of the trial, ``None`` by hand."""
+        value = os.environ.get(ENV_TRIAL_ID)
+        return int(value) if value else None
+
+    @property
+    def run(self) -> int:
+        """0 in the first run of a trial, one more after every resume or restart."""
+        return int(os.environ.get(ENV_RUN) or 0)
+
+    @property
+    def trial_dir(self) -> str | None:
+        """Folder of the trial, ``None`` by hand."""
+        return os.environ.get(ENV_TRIAL_DIR) or None
+
+    @property
+    def checkpoint_dir(self) -> str | None:
+        """Folder for the trial's checkpoints (it may have to be made), ``None`` by hand."""
+        return os.environ.get(ENV_CHECKPOINT_DIR) or None
+
+    @property
+    def last_resource(self) -> float | None:
+        """Resource of the last recorded report of an earlier run; ``None`` if there was none."""
+        value = os.environ.get(ENV_LAST_RESOURCE)
+        if not value:
+            return None
+        number = float(value)
+        return int(number) if number.is_integer() else number
+
+    @property
+    def seed(self) -> int | None:
+        """The trial's own seed, ``None`` by hand."""
+        value = os.environ.get(ENV_SEED)
+        return int(value) if value else None
+
+    @property
+    def objective(self) -> dict[str, Any] | None:
+        """``{"metric", "mode", "resource_attr", "max_resource"}`` of the scheduler, ``None`` if there is none."""
+        value = os.environ.get(ENV_OBJECTIVE)
+        return json.loads(value) if value else None
+
+    def seed_everything(self) -> int | None:
+        """Seed ``random``, and NumPy and torch where they are loaded, with the trial's seed, and return it.
+
+        The warm launcher has done so already; with ``launch="exec"`` call it after the imports. Does nothing by
+        hand.
+        """
+        seed = self.seed
+        if seed is None:
+            return None
+        import random
+
+        random.seed(seed)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(seed)
+        if "torch" in sys.modules:
+            sys.modules["torch"].manual_seed(seed)
+        return seed
+
+
+def retrieve(log_lines: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the reports found in lines that were written to stdout; everything else is passed over.
+
+    NaN and infinities are read both as JSON strings and bare.
+    """
+    found = []
+    for match in re.finditer(
+        rf"\[{REPORT_TAG}\]: (\{{.*\}})", "\n".join(line.rstrip("\n") for line in log_lines)
+    ):
+        try:
+            found.append(decode_floats(json.loads(match.group(1))))
+        except ValueError:
+            continue
+    return found
+
+
+def encode_floats(value: Any) -> Any:
+    """Return ``value`` with NaN and infinities as the strings that travel in JSON."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {k: encode_floats(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_floats(v) for v in value]
+    return value
+
+
+def decode_floats(value: Any) -> Any:
+    """Undo :func:`encode_floats`."""
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {k: decode_floats(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [decode_floats(v) for v in value]
+    return value
+
+
+def _check_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    if not metrics:
+        raise ValueError("report() got no metrics; call it as report(epoch=3, accuracy=0.91)")
+    record = {}
+    for name, value in metrics.items():
+        if name.startswith(RESERVED_PREFIX):
+            raise ValueError(
+                f"metric name {name!r} is not allowed: names that start with {RESERVED_PREFIX!r} are reserved; "
+                f"rename it, say to {name[len(RESERVED_PREFIX) :] or 'value'!r}"
+            )
+        record[name] = _plain(name, value)
+    return record
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is None:
+        raise ValueError(f"metric {name!r} is None; report a number, or leave the metric out")
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return float(value) if isinstance(value, float) else int(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(f"{name}[{k!r}]", v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}[{i}]", v) for i, v in enumerate(value)]
+    # NumPy scalars and arrays or tensors with one element, without importing either library.
+    if hasattr(value, "item") and getattr(value, "size", None) is not None:
+        numel = value.numel() if hasattr(value, "numel") else value.size
+        if numel == 1:
+            return _plain(name, value.item())
+        raise TypeError(f"metric {name!r} has {numel} elements; report a number, or a list by .tolist()")
+    raise TypeError(
+        f"metric {name!r} is of type {type(value).__name__}, which cannot be sent; report numbers, strings, bools, "
+        "or lists and dicts of them"
+    )
+
+
+class _Connection:
+    """One client of the wire protocol: connects lazily, re-sends over TCP what was not answered."""
+
+    def __init__(self, env: Any) -> None:
+        self.pid = os.getpid()
+        self.client = os.urandom(8).hex()
+        self.address: str = env[ENV_CHANNEL]
+        self.hello = {
+            "type": "hello",
+            "v": PROTOCOL_VERSION,
+            "token": env.get(ENV_TOKEN, ""),
+            "trial_id": int(env.get(ENV_TRIAL_ID) or 0),
+            "run": int(env.get(ENV_RUN) or 0),
+            "client": self.client,
+        }
+        self.reconnect_grace = float(env.get(ENV_RECONNECT_GRACE) or 120.0)
+        self.seq = 0
+        self.rank: dict[str, Any] | None = None
+        self.said_bye: bool | None = None
+        self.socket: socket.socket | None = None
+        self.buffer = b""
+        atexit.register(self._at_exit)
+
+    @property
+    def remote(self) -> bool:
+        return self.address.startswith("tcp:")
+
+    def report(self, text: str) -> str:
+        seq = self.seq
+        self.seq += 1
+        line = f'{{"type":"report","seq":{seq},"metrics":{text}}}\n'.encode()
+        deadline: float | None = None
+        while True:
+            try:
+                self._open().sendall(line)
+                while True:
+                    answer = self._read_answer()
+                    if answer.get("seq") == seq:
+                        return str(answer["decision"])
+            except OSError:
+                self._drop()
+                if not self.remote:
+                    # The supervisor ends this trial; nothing that it still does would be recorded.
+                    raise TrialExit("LOST") from None
+                deadline = deadline or time.monotonic() + self.reconnect_grace
+                if time.monotonic() > deadline:
+                    raise TrialExit("LOST") from None
+                time.sleep(0.5)
+
+    def post(self, message: dict[str, Any]) -> None:
+        if message.get("type") == "rank":
+            self.rank = message
+        try:
+            if self.socket is None:
+                self._open()
+            if message.get("type") != "rank":
+                self._write(message)
+        except OSError:
+            self._drop()
+
+    def bye(self, ok: bool, reason: str | None = None) -> None:
+        self.said_bye = ok and self.said_bye is not False
+        self.post({"type": "bye", "ok": self.said_bye, **({"reason": reason} if reason else {})})
+
+    def leave(self) -> None:
+        if self.socket is not None and self.said_bye is None:
+            self.bye(True)
+        self._drop()
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        if self.pid != os.getpid() or self.socket is None:
+            return
+        packages = _loaded_packages()
+        if packages:
+            self.post({"type": "loaded", "packages": packages})
+        self.bye(True)
+
+    def _open(self) -> socket.socket:
+        if self.socket is None:
+            kind, _, place = self.address.partition(":")
+            if kind == "unix":
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                target: Any = place
+            elif kind == "tcp":
+                host, _, port = place.rpartition(":")
+                sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                target = (host.strip("[]"), int(port))
+            else:
+                raise ValueError(f"{ENV_CHANNEL} must be unix:PATH or tcp:HOST:PORT, got {self.address!r}")
+            try:
+                sock.connect(target)
+            except OSError:
+                sock.close()
+                raise
+            self.socket, self.buffer = sock, b""
+            self._write(self.hello)
+            if self.rank is not None:
+                self._write(self.rank)
+        return self.socket
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self.socket is not None
+        self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _read_answer(self) -> dict[str, Any]:
+        assert self.socket is not None
+        while b"\n" not in self.buffer:
+            data = self.socket.recv(65536)
+            if not data:
+                raise ConnectionError("the tuner closed the connection")
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _drop(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+
+def _loaded_packages() -> list[str]:
+    """Return the installed top-level packages that this process has loaded."""
+    marks = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+    names = []
+    for name, module in list(sys.modules.items()):
+        if "." not in name and not name.startswith("_"):
+            origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
+            if any(mark in origin for mark in marks):
+                names.append(name)
+    return sorted(names)

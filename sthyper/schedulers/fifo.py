@@ -1,0 +1,74 @@
+"""First in, first out: every configuration is trained to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sthyper.schedulers.base import TrialSchedulerWithSearcher
+from sthyper.schedulers.options import SearcherArguments, make_searcher
+from sthyper.searchers.base import BaseSearcher
+from sthyper.trial import SchedulerDecision, Trial
+
+__all__ = ["FIFOScheduler"]
+
+
+class FIFOScheduler(TrialSchedulerWithSearcher):
+    """Starts what the searcher suggests and never stops a trial.
+
+    Reports reach the searcher as they come, but only a trial's last report, when it completes, updates it.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        mode: ``"min"`` or ``"max"``.
+        searcher: A searcher, its name (``"random"``), or ``None`` for random search.
+        search_options: Options of a named searcher, for random search those of
+            :class:`~sthyper.searchers.RandomSearcher`.
+        points_to_evaluate: Configurations to suggest first; partial ones are completed by the mid-point rule.
+            ``None`` is one configuration of mid-points, ``[]`` none. Goes into the searcher's constructor if
+            ``searcher`` is an object.
+        random_seed: Seed in [0, 2**31 - 1] of scheduler and searcher; drawn from the system if ``None``.
+
+    Raises:
+        ConfigSpaceError: If the space cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode``, the name of the searcher or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        mode: str = "min",
+        searcher: BaseSearcher | str | None = None,
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+    ) -> None:
+        arguments = SearcherArguments(config_space, metric, mode, points_to_evaluate)
+        super().__init__(
+            config_space,
+            metric=metric,
+            mode=mode,
+            searcher=make_searcher(searcher, search_options, arguments),
+            random_seed=random_seed,
+        )
+        # Trial -> its configuration as the searcher knows it, while the trial runs.
+        self._searcher_configs: dict[int, dict[str, Any]] = {}
+
+    def on_trial_result(self, trial: Trial, result: dict[str, Any]) -> str:
+        self._metric_value(result)
+        config = self._searcher_configs.get(trial.trial_id)
+        if config is None:
+            config = self._searcher_configs[trial.trial_id] = self._preprocess_config(trial.config)
+        self._tell_searcher("on_trial_result", trial.trial_id, config, result, False)
+        return SchedulerDecision.CONTINUE
+
+    def on_trial_complete(self, trial: Trial, result: dict[str, Any]) -> None:
+        self._searcher_configs.pop(trial.trial_id, None)
+        super().on_trial_complete(trial, result)
+
+    def on_trial_error(self, trial: Trial) -> None:
+        self._searcher_configs.pop(trial.trial_id, None)
+        super().on_trial_error(trial)

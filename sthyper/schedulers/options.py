@@ -1,0 +1,106 @@
+"""The edge at which searchers are named by strings and options come as mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sthyper.errors import closest
+from sthyper.searchers.base import BaseSearcher
+from sthyper.searchers.random import RandomSearcher
+
+__all__ = ["RandomSearcherOptions", "SearcherArguments", "make_searcher"]
+
+
+@dataclass(frozen=True)
+class SearcherArguments:
+    """What a scheduler passes to the searcher that it makes.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the metric.
+        mode: ``"min"`` or ``"max"``.
+        points_to_evaluate: Configurations to suggest first.
+    """
+
+    config_space: dict[str, Any]
+    metric: str
+    mode: str = "min"
+    points_to_evaluate: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class RandomSearcherOptions:
+    """``search_options`` of ``searcher="random"``; see :class:`~sthyper.searchers.RandomSearcher`.
+
+    Args:
+        allow_duplicates: Whether a configuration may be suggested twice.
+        restrict_configurations: Suggest from this list only.
+        debug_log: Whether to log suggestions and results.
+    """
+
+    allow_duplicates: bool = False
+    restrict_configurations: list[dict[str, Any]] | None = None
+    debug_log: bool = False
+
+    def build(self, arguments: SearcherArguments) -> RandomSearcher:
+        """Make the searcher."""
+        return RandomSearcher(
+            arguments.config_space,
+            metric=arguments.metric,
+            mode=arguments.mode,
+            points_to_evaluate=arguments.points_to_evaluate,
+            allow_duplicates=self.allow_duplicates,
+            restrict_configurations=self.restrict_configurations,
+            debug_log=self.debug_log,
+        )
+
+
+# A new searcher gets a name by one line here.
+_OPTIONS: dict[str, Callable[..., RandomSearcherOptions]] = {"random": RandomSearcherOptions}
+
+
+def make_searcher(
+    searcher: str | BaseSearcher | None,
+    search_options: Mapping[str, Any] | None,
+    arguments: SearcherArguments,
+) -> BaseSearcher:
+    """Return the searcher of a scheduler.
+
+    Args:
+        searcher: A searcher, the name of one, or ``None`` for ``"random"``.
+        search_options: Options of a named searcher.
+        arguments: What the scheduler knows.
+
+    Raises:
+        TypeError: If ``searcher`` or ``search_options`` has the wrong type.
+        ValueError: If the name or an option is unknown, or if a searcher object comes with options or
+            ``points_to_evaluate`` (those belong into its own constructor).
+    """
+    if isinstance(searcher, BaseSearcher):
+        for name, value in (
+            ("search_options", search_options),
+            ("points_to_evaluate", arguments.points_to_evaluate),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"{name} cannot be given together with a searcher object; pass it to "
+                    f"{type(searcher).__name__}(...) instead"
+                )
+        return searcher
+    if searcher is not None and not isinstance(searcher, str):
+        raise TypeError(f"searcher must be a searcher object or one of {sorted(_OPTIONS)}, got {searcher!r}")
+    name = "random" if searcher is None else searcher
+    if name not in _OPTIONS:
+        raise ValueError(f"searcher={name!r} is unknown{closest(name, _OPTIONS)}; known are {sorted(_OPTIONS)}")
+    options = {} if search_options is None else search_options
+    if not isinstance(options, Mapping):
+        raise TypeError(f"search_options must be a dict, got {search_options!r}")
+    known = [field.name for field in fields(_OPTIONS[name])]  # type: ignore[arg-type]
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"search_options: unknown option {key!r} of searcher={name!r}{closest(key, known)}; known are {known}"
+            )
+    return _OPTIONS[name](**options).build(arguments)
