@@ -38,7 +38,9 @@ def _check_categories(owner: str, categories: Any) -> tuple[Any, ...]:
     if len(types) > 1:
         names = ", ".join(sorted(t.__name__ for t in types))
         hint = "; write the integers as floats, such as 1.0" if types == {int, float} else ""
-        raise ConfigSpaceError(f"{owner}: categories must all have the same type, got {names} in {list(values)!r}{hint}")
+        raise ConfigSpaceError(
+            f"{owner}: categories must all have the same type, got {names} in {list(values)!r}{hint}"
+        )
     (kind,) = types
     if kind not in (str, int, float, bool):
         raise ConfigSpaceError(

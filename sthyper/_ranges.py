@@ -56,7 +56,7 @@ class _Range(Domain):
             text = f"normal({args})"
             return f"{text}.quantized({sampler.q})" if isinstance(sampler, Quantized) else text
         names = {Uniform: "uniform", LogUniform: "loguniform", ReverseLogUniform: "reverseloguniform"}
-        name = names.get(type(inner))  # type: ignore[arg-type]
+        name = names.get(type(inner))
         if name is None:
             return f"{type(self).__name__}({self.lower}, {self.upper}, sampler={sampler!r})"
         if self.value_type is int:
@@ -148,7 +148,7 @@ class Float(_Range):
         return self.lower <= x <= self.upper and math.isclose(x, self._rounded(x), abs_tol=1e-12)
 
     def match_string(self, value: Any) -> str:
-        return f"{float(value):.6e}"
+        return f"{float(value) + 0.0:.6e}"  # -0.0 is 0.0
 
     def midpoint(self) -> float:
         sampler = self.get_sampler()

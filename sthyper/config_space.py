@@ -319,8 +319,8 @@ def restrict_domain(numerical_domain: _Range, lower: float, upper: float) -> _Ra
 def add_to_argparse(parser: argparse.ArgumentParser, config_space: Mapping[str, Any]) -> None:
     """Add a required argument ``--name`` for every entry of a space, constants included.
 
-    Bools are read from ``True`` and ``False``; constants that are lists or dictionaries from JSON; a constant that is
-    ``None`` from ``None``, a number or a text.
+    Bools are read from ``True`` and ``False``; constants that are lists or dictionaries from JSON. Only for a constant
+    that is ``None`` the argument is optional: backends leave it out; else a number or a text is taken.
 
     Args:
         parser: The parser of a training script.
@@ -336,7 +336,7 @@ def add_to_argparse(parser: argparse.ArgumentParser, config_space: Mapping[str, 
             convert = _parse_any
         else:
             convert = kind
-        parser.add_argument(f"--{name}", type=convert, required=True)
+        parser.add_argument(f"--{name}", type=convert, required=value is not None)
 
 
 def _parse_any(text: str) -> Any:

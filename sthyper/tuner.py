@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sthyper._tuning_loop import LoopOptions, TuningLoop
+from sthyper._experiment_state import ExperimentState, LoopOptions
+from sthyper._tuning_loop import TuningLoop
 from sthyper.backend.base import ExperimentContext, TrialBackend
 from sthyper.constants import (
     ENV_QUIET,
@@ -188,8 +189,8 @@ class Tuner:
             lock.release()
         from sthyper.experiment import load_experiment
 
-        if self._loop.error is not None:
-            raise self._loop.error
+        if self._loop.state.error is not None:
+            raise self._loop.state.error
         if self._loop.interrupt is not None:
             warnings.warn(f"tuning ended early: {self._loop.interrupt}", RuntimeWarning, stacklevel=2)
         return load_experiment(str(self.tuner_path))
@@ -231,25 +232,27 @@ class Tuner:
             sleep_time=self.sleep_time,
         )
         return TuningLoop(
-            backend=self.trial_backend,
-            scheduler=self.scheduler,
-            stop_criterion=self.stop_criterion,
-            options=options,
-            status=self.tuning_status,
-            journal=self.journal,
-            callbacks=self.callbacks,
-            clock=self._time,
-            progress=progress,
+            ExperimentState(
+                backend=self.trial_backend,
+                scheduler=self.scheduler,
+                criterion=self.stop_criterion,
+                options=options,
+                status=self.tuning_status,
+                journal=self.journal,
+                callbacks=self.callbacks,
+                clock=self._time,
+                progress=progress,
+            )
         )
 
     def _finish(self) -> None:
         """The orderly end: callbacks, last journal line, processes."""
         assert self._loop is not None and self.journal is not None
-        if self._loop.progress is not None:
-            self._loop.progress.finish(self.tuning_status)
+        if self._loop.state.progress is not None:
+            self._loop.state.progress.finish(self.tuning_status)
         for callback in self.callbacks:
             callback.on_tuning_end()
-        reason = self._loop.end_reason or "unknown"
+        reason = self._loop.state.end_reason or "unknown"
         logger.info("tuning ended: %s", reason)
         self.journal.append({"type": "end", "reason": reason, "tuner_time": self._time()})
         self.trial_backend.close()
@@ -293,7 +296,7 @@ class Tuner:
 
     def record_extra(self, values: dict[str, Any]) -> None:
         """Write extra result columns for the report that is being handled; for callbacks."""
-        event = None if self._loop is None else self._loop.current_report
+        event = None if self._loop is None else self._loop.state.current_report
         if event is None or self.journal is None:
             raise RuntimeError("record_extra may only be called from on_trial_result of a callback")
         self.journal.append(

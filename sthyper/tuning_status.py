@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ __all__ = ["MetricsStatistics", "TuningStatus", "metric_name_mode", "print_best_
 logger = logging.getLogger(__name__)
 
 _INF = float("inf")
+_LARGEST = sys.float_info.max
+"""Finite means within this; integers beyond could not be added to a float."""
 _FINISHED = frozenset({Status.completed, Status.stopped, Status.stopping, Status.failed})
 _MAX_TABLE_ROWS = 25
 
@@ -30,18 +33,22 @@ class MetricsStatistics:
     Values that are not finite are counted but enter neither minimum, maximum nor sum. The first value of a metric
     decides whether it is numeric; later values of another kind are left out, with one warning a metric.
 
+    Args:
+        quiet: Whether to leave out the warning.
+
     Attributes:
         count: Number of reports.
         last_metrics: The last report.
     """
 
-    __slots__ = ("_numbers", "count", "last_metrics")
+    __slots__ = ("_numbers", "_warned", "count", "last_metrics")
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self.count = 0
         self.last_metrics: dict[str, Any] = {}
         # metric -> [minimum, maximum, sum], None for a metric that is no number
         self._numbers: dict[str, list[float] | None] = {}
+        self._warned: set[str] | None = None if quiet else set()
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Take in one report."""
@@ -56,7 +63,7 @@ class MetricsStatistics:
             entry = numbers.get(name)
             if entry is None:
                 self._add_first(name, value)
-            elif -_INF < value < _INF:
+            elif -_LARGEST <= value <= _LARGEST:
                 if value < entry[0]:
                     entry[0] = value
                 if value > entry[1]:
@@ -109,8 +116,8 @@ class MetricsStatistics:
 
     def _add_first(self, name: str, value: float) -> None:
         if name in self._numbers:  # known as no number
-            _warn_mixed(name, value)
-        elif -_INF < value < _INF:
+            self._warn(name, value)
+        elif -_LARGEST <= value <= _LARGEST:
             self._numbers[name] = [value, value, value]
         else:
             self._numbers[name] = [_INF, -_INF, 0.0]
@@ -122,19 +129,15 @@ class MetricsStatistics:
             entry = self._numbers.get(name)
             if entry is None:
                 self._add_first(name, plain)
-            elif -_INF < plain < _INF:
+            elif -_LARGEST <= plain <= _LARGEST:
                 self._numbers[name] = [min(entry[0], plain), max(entry[1], plain), entry[2] + plain]
         elif self._numbers.setdefault(name, None) is not None:
-            _warn_mixed(name, value)
+            self._warn(name, value)
 
-
-_warned_mixed: set[str] = set()
-
-
-def _warn_mixed(name: str, value: Any) -> None:
-    if name not in _warned_mixed:
-        _warned_mixed.add(name)
-        logger.warning("metric %r is sometimes a number and sometimes not (%r): left out of the statistics", name, value)
+    def _warn(self, name: str, value: Any) -> None:
+        if self._warned is not None and name not in self._warned:
+            self._warned.add(name)
+            logger.warning("metric %r is sometimes a number, sometimes not (%r, left out)", name, value)
 
 
 @dataclass(slots=True)
@@ -142,7 +145,7 @@ class _TrialState:
     trial: Trial
     status: Status = Status.in_progress
     by_tuner: bool = False
-    statistics: MetricsStatistics = field(default_factory=MetricsStatistics)
+    statistics: MetricsStatistics = field(default_factory=lambda: MetricsStatistics(quiet=True))
     # worker time and cost: of the runs before, and the largest of the current one
     earlier: tuple[float, float] = (0.0, 0.0)
     worker_time: float = 0.0
@@ -330,6 +333,14 @@ class TuningStatus:
             ValueError: If there is no such trial.
         """
         return self._state(trial_id).status
+
+    def trial(self, trial_id: int) -> Trial:
+        """Return a trial.
+
+        Raises:
+            ValueError: If there is no such trial.
+        """
+        return self._state(trial_id).trial
 
     def best(self, metric: str, mode: str) -> tuple[int, float] | None:
         """Return ``(trial_id, value)`` of the best finite value of a metric, ``None`` if there is none.

@@ -97,7 +97,10 @@ def test_retrieve_reads_bare_nan_and_passes_over_damage() -> None:
 
 @given(
     st.recursive(
-        st.floats() | st.integers() | st.booleans() | st.text(max_size=5).filter(lambda s: "N" not in s and "I" not in s),
+        st.floats()
+        | st.integers()
+        | st.booleans()
+        | st.text(max_size=5).filter(lambda s: "N" not in s and "I" not in s),
         lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
     )
 )

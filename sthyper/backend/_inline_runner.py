@@ -73,6 +73,9 @@ class InlineRunner:
             except BaseException as error:  # handed to the calling thread below
                 failure.append(error)
             finally:
+                # A trial that waits for an answer must not wait for ever.
+                self._stopping = True
+                self._answers.put(SchedulerDecision.STOP)
                 self._jobs.put(None)
 
         thread = threading.Thread(target=work, name="sthyper-event-loop")

@@ -215,9 +215,7 @@ class ProcessRunner:
                 continue
             state = self._runs.get(f"{message.trial_id}-{message.run}")
             if isinstance(message, ClientReport):
-                event = ReportEvent(
-                    message.trial_id, message.run, message.metrics, message.client, message.seq
-                )
+                event = ReportEvent(message.trial_id, message.run, message.metrics, message.client, message.seq)
                 if state is None:
                     # A process of an earlier run, or none of ours.
                     self._channel.answer(

@@ -100,7 +100,9 @@ class LocalBackend(TrialBackend):
         super().__init__(rewrite_max_resource=rewrite_max_resource)
         self._entry_point = _check_entry_point(entry_point)
         if launch not in _LAUNCHES:
-            raise ValueError(f"launch must be one of {', '.join(_LAUNCHES)}, got {launch!r}{closest(launch, _LAUNCHES)}")
+            raise ValueError(
+                f"launch must be one of {', '.join(_LAUNCHES)}, got {launch!r}{closest(launch, _LAUNCHES)}"
+            )
         for name, seconds in (("trial_timeout", trial_timeout), ("first_report_timeout", first_report_timeout)):
             if seconds is not None and not seconds > 0:
                 raise ValueError(f"{name} must be a number of seconds > 0 or None, got {seconds!r}")
@@ -129,7 +131,9 @@ class LocalBackend(TrialBackend):
             from sthyper.backend._inline_runner import InlineRunner
 
             if context.n_workers != 1:
-                raise ValueError(f"launch='inline' runs one trial at a time: n_workers must be 1, got {context.n_workers}")
+                raise ValueError(
+                    f"launch='inline' runs one trial at a time: n_workers must be 1, got {context.n_workers}"
+                )
             self._runner = InlineRunner(self._timeouts)
         else:
             from sthyper.backend._preload import scan_imports
@@ -263,7 +267,9 @@ def _check_entry_point(entry_point: str | Path) -> Path:
     if not path.is_file():
         folder = path.parent
         others = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
-        raise FileNotFoundError(f"entry_point {str(entry_point)!r}: there is no file {path}{closest(path.name, others)}")
+        raise FileNotFoundError(
+            f"entry_point {str(entry_point)!r}: there is no file {path}{closest(path.name, others)}"
+        )
     if path.suffix != ".py":
         raise ValueError(f"entry_point must be a Python script (*.py), got {str(entry_point)!r}")
     return path
@@ -278,4 +284,3 @@ def _parse_channel(channel: str) -> tuple[str | None, int]:
         if host and port.isdigit():
             return host.strip("[]"), int(port)
     raise ValueError(f"channel must be 'unix', 'tcp' or 'tcp:HOST:PORT', got {channel!r}")
-

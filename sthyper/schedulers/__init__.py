@@ -6,6 +6,7 @@ from sthyper.schedulers.base import (
     TrialScheduler,
     TrialSchedulerWithSearcher,
     TrialSuggestion,
+    report_value,
 )
 from sthyper.schedulers.fifo import FIFOScheduler
 from sthyper.schedulers.hyperband import (
@@ -26,4 +27,5 @@ __all__ = [
     "TrialScheduler",
     "TrialSchedulerWithSearcher",
     "TrialSuggestion",
+    "report_value",
 ]

@@ -330,12 +330,9 @@ def report_value(result: dict[str, Any], metric: str, resource_attr: str | None 
 
         names = [k for k in result if not k.startswith("st_")]
         resource = f"{resource_attr}=..., " if resource_attr else ""
-        call = (
-            f"report({resource}{metric}=...)" if metric.isidentifier() else f"report(**{{{metric!r}: ...}})"
-        )
+        call = f"report({resource}{metric}=...)" if metric.isidentifier() else f"report(**{{{metric!r}: ...}})"
         raise ReportError(
-            f"metric {metric!r} is missing in the report, which has {names}{closest(metric, names)}; "
-            f"expected: {call}"
+            f"metric {metric!r} is missing in the report, which has {names}{closest(metric, names)}; expected: {call}"
         )
     value = result[metric]
     if isinstance(value, bool) or not isinstance(value, int | float):

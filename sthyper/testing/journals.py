@@ -129,7 +129,9 @@ class _Replay:
             scheduler.on_trial_remove(trial)
         recorded = (record["scheduler_decision"], record["decision"])
         if (decision, answer) != recorded:
-            return f"trial {trial.trial_id} at {metrics}: decision and answer were {recorded}, are now {decision, answer}"
+            return (
+                f"trial {trial.trial_id} at {metrics}: decision and answer were {recorded}, are now {decision, answer}"
+            )
         return None
 
     def _status(self, record: dict[str, Any]) -> None:

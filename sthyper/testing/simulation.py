@@ -13,7 +13,7 @@ from typing import Any
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
 
-__all__ = ["Curve", "SimulatedEvent", "TrialSimulation", "drive", "toy_curve"]
+__all__ = ["Curve", "SimulatedEvent", "TrialSimulation", "drive", "toy_curve", "toy_fraction"]
 
 Curve = Callable[[dict[str, Any], int], Mapping[str, Any]]
 """Metrics of a configuration at a resource level (1, 2, ...)."""
@@ -61,7 +61,8 @@ class TrialSimulation:
         scheduler: The scheduler.
         curve: Metrics by configuration and resource level; :func:`toy_curve` by default.
         n_workers: Number of trials that run at the same time.
-        n_trials: Largest number of trials that are started. Afterwards paused trials are still resumed.
+        n_trials: Largest number of trials that are started. Afterwards paused trials are resumed until the scheduler
+            suggests a new one.
         max_resource: Level at which trials end; by default the scheduler's maximum, else 9.
         fails_at: Trial id -> level in place of whose report the trial fails with ``end_reason="exit 1"``.
 
@@ -88,7 +89,8 @@ class TrialSimulation:
         self._runs: dict[int, _Run] = {}
         self._queue: list[tuple[float, int]] = []  # time of the next report, trial
         self._now = 0.0
-        self._asking = True
+        self._asking = True  # until there is nothing to suggest; again when a trial ended or paused
+        self._kept_back = False
 
     def run(self, max_events: int | None = None) -> list[SimulatedEvent]:
         """Go on until nothing runs and nothing is suggested, or until there are ``max_events`` events or a few more.
@@ -116,7 +118,7 @@ class TrialSimulation:
     # ---- workers -------------------------------------------------------------------------------------
 
     def _fill_workers(self) -> None:
-        while self._asking and len(self._queue) < self.n_workers:
+        while self._asking and not self._kept_back and len(self._queue) < self.n_workers:
             new_id = len(self._runs)
             suggestion = self.scheduler.suggest(new_id)
             if suggestion is None:
@@ -125,7 +127,7 @@ class TrialSimulation:
             elif not suggestion.spawn_new_trial_id:
                 self._resume(suggestion)
             elif new_id == self.n_trials:
-                self._asking = False  # the first new one beyond the limit is kept back
+                self._kept_back = True
             else:
                 self._start(new_id, suggestion)
 
@@ -139,10 +141,10 @@ class TrialSimulation:
         self._schedule(trial)
 
     def _resume(self, suggestion: TrialSuggestion) -> None:
-        trial_id = suggestion.checkpoint_trial_id
-        run = self._runs.get(-1 if trial_id is None else trial_id)
+        assert suggestion.checkpoint_trial_id is not None
+        run = self._runs.get(suggestion.checkpoint_trial_id)
         if run is None or not run.paused:
-            raise AssertionError(f"{suggestion}: the trial is not paused")
+            raise AssertionError(f"the scheduler wants to {suggestion}, which is not paused")
         run.paused = False
         if suggestion.config is not None:
             run.trial.config = self._full({**run.trial.config, **suggestion.config})
@@ -155,7 +157,7 @@ class TrialSimulation:
         return dict(config) if name is None else {**config, name: self.scheduler.config_space[name]}
 
     def _schedule(self, trial: Trial) -> None:
-        duration = 0.5 + _fraction([trial.trial_id, sorted(trial.config.items())])
+        duration = 0.5 + toy_fraction([trial.trial_id, sorted(trial.config.items())])
         heapq.heappush(self._queue, (self._now + duration, trial.trial_id))
 
     # ---- reports and ends ----------------------------------------------------------------------------
@@ -180,11 +182,11 @@ class TrialSimulation:
         if answer == SchedulerDecision.CONTINUE:
             self._schedule(trial)
             return
+        self._asking = True
         if answer == SchedulerDecision.STOP and resource == self.scheduler.max_resource_level:
             self._complete(run)
             return
         run.paused = answer == SchedulerDecision.PAUSE
-        self._asking = self._asking or run.paused or len(self._runs) < self.n_trials
         self.scheduler.on_trial_remove(trial)
 
     def _answer(self, decision: str, resource: int) -> str:
@@ -196,7 +198,7 @@ class TrialSimulation:
     def _complete(self, run: _Run) -> None:
         assert run.last_result is not None
         self.events.append(SimulatedEvent("complete", run.trial.trial_id, run.resource))
-        self._asking = self._asking or len(self._runs) < self.n_trials
+        self._asking = True
         self.scheduler.on_trial_complete(run.trial, run.last_result)
 
 
@@ -213,18 +215,20 @@ def drive(
 
 
 def toy_curve(scheduler: TrialScheduler) -> Curve:
-    """Return a deterministic curve for all metrics of a scheduler: a level that depends on the configuration, plus a
-    part that vanishes with the resource."""
+    """Return a deterministic curve for all metrics of a scheduler.
+
+    Its limit depends on the configuration; the way there vanishes with the resource.
+    """
     metrics = scheduler.metric_names()
     ignored = scheduler.max_resource_attr
 
     def curve(config: dict[str, Any], resource: int) -> dict[str, float]:
         items = sorted((k, v) for k, v in config.items() if k != ignored)
-        return {name: _fraction([name, items]) + _fraction([name, items, "slope"]) / resource for name in metrics}
+        return {name: toy_fraction([name, items]) + toy_fraction([name, items, "slope"]) / resource for name in metrics}
 
     return curve
 
 
-def _fraction(value: Any) -> float:
+def toy_fraction(value: Any) -> float:
     """Return a number in [0, 1) that depends on the text of ``value`` only."""
     return zlib.crc32(repr(value).encode()) / 2**32

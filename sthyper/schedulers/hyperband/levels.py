@@ -76,7 +76,7 @@ def promotion_quantiles(rung_levels: Sequence[int], max_t: int) -> tuple[float, 
         >>> promotion_quantiles((1, 2, 8), 10)
         (0.5, 0.25, 0.8)
     """
-    return tuple(low / high for low, high in zip(rung_levels, (*rung_levels[1:], max_t), strict=True))
+    return tuple(low / high for low, high in pairwise((*rung_levels, max_t)))
 
 
 def check_positive_int(name: str, value: object) -> None:

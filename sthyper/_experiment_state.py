@@ -1,0 +1,127 @@
+"""What the parts of the event loop share: the experiment's objects and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sthyper._trial_record import TrialRecord
+from sthyper.backend.base import ReportEvent, TrialBackend
+from sthyper.journal import ExperimentJournal
+from sthyper.schedulers.base import TrialScheduler
+from sthyper.stopping_criterion import StoppingCriterion
+from sthyper.trial import Trial
+from sthyper.tuner_callback import TunerCallback
+from sthyper.tuning_status import TuningStatus
+
+if TYPE_CHECKING:
+    from sthyper.progress import ProgressPrinter
+
+__all__ = ["ExperimentState", "LoopOptions"]
+
+END_GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL for trials that the tuner itself ends."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """Numbers and switches of :class:`sthyper.Tuner` that the loop needs; see there."""
+
+    n_workers: int
+    seed: int
+    max_failures: int
+    count_out_of_memory: bool
+    asynchronous_scheduling: bool
+    wait_trial_completion_when_stopping: bool
+    start_jobs_without_delay: bool
+    sleep_time: float
+
+
+@dataclass
+class ExperimentState:
+    """The experiment's objects, and what changes while it runs.
+
+    Args:
+        backend: Runs the trials.
+        scheduler: Suggests and decides.
+        criterion: Says when to stop.
+        options: Numbers and switches.
+        status: Counts and statistics for criteria and users.
+        journal: The record.
+        callbacks: The user's hooks.
+        clock: Seconds that the tuner has run.
+        progress: Talks to the terminal, ``None`` without one.
+        records: Trial by trial.
+        busy: Number of trials that occupy a worker.
+        stopping: Those of them that were ordered to end.
+        ending: Running trials are being ended, nothing counts any more.
+        draining: Nothing is started any more, running trials may finish.
+        end_reason: Why the experiment ends.
+        error: What :meth:`Tuner.run` raises in the end.
+        current_report: The report that callbacks are being told of.
+    """
+
+    backend: TrialBackend
+    scheduler: TrialScheduler
+    criterion: Callable[[TuningStatus], bool]
+    options: LoopOptions
+    status: TuningStatus
+    journal: ExperimentJournal
+    callbacks: Sequence[TunerCallback]
+    clock: Callable[[], float]
+    progress: ProgressPrinter | None = None
+    records: dict[int, TrialRecord] = field(default_factory=dict)
+    busy: int = 0
+    stopping: int = 0
+    ending: bool = False
+    draining: bool = False
+    end_reason: str | None = None
+    error: Exception | None = None
+    current_report: ReportEvent | None = None
+    _news: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    _touched: set[int] = field(default_factory=set)
+
+    def touch(self, trial: Trial, result: dict[str, Any] | None = None) -> None:
+        """Note news of a trial for :meth:`TunerCallback.on_fetch_status_results`."""
+        self._touched.add(trial.trial_id)
+        if result is not None:
+            self._news.append((trial.trial_id, result))
+
+    def tell_news(self) -> bool:
+        """Tell the callbacks what :meth:`touch` has collected; ``False`` if there was nothing."""
+        if not self._touched:
+            return False
+        news, self._news = self._news, []
+        touched, self._touched = self._touched, set()
+        status = {i: (self.records[i].trial, self.status.trial_status(i)) for i in sorted(touched)}
+        for callback in self.callbacks:
+            callback.on_fetch_status_results(status, news)
+        return True
+
+    def end_at_once(self, reason: str) -> None:
+        """End all running trials; nothing is started or counted any more."""
+        self.ending = True
+        self.end_reason = reason
+        self.backend.stop_all(grace=END_GRACE)
+
+    def check_criterion(self) -> None:
+        """Look at the stop criterion and begin to end the experiment if it is met."""
+        if self.ending or self.draining:
+            return
+        if isinstance(self.criterion, StoppingCriterion):
+            reason = self.criterion.reached(self.status)
+        else:
+            reason = "the stop criterion is met" if self.criterion(self.status) else None
+        if reason is None:
+            return
+        if self.options.wait_trial_completion_when_stopping and "max_num_evaluations" not in reason:
+            self.draining = True
+            self.end_reason = reason
+        else:
+            self.end_at_once(reason)
+
+    def check_counts(self) -> None:
+        """Like :meth:`check_criterion`, for counts that must be exact; plain functions are asked once a round."""
+        if isinstance(self.criterion, StoppingCriterion):
+            self.check_criterion()

@@ -1,0 +1,330 @@
+"""Reports in, decisions out, and what follows when a trial has ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sthyper._experiment_state import ExperimentState
+from sthyper._trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
+from sthyper.backend.base import EndEvent, ReportEvent
+from sthyper.constants import (
+    ST_MILESTONE,
+    ST_RUN,
+    ST_SCHEDULER_DECISION,
+    ST_SEED,
+    ST_STDERR_FILENAME,
+    ST_STDOUT_FILENAME,
+    ST_TUNER_TIME,
+)
+from sthyper.errors import ExperimentError, ReportError, TrialFailed
+from sthyper.trial import OUT_OF_MEMORY, SchedulerDecision, Status
+
+__all__ = ["Outcomes"]
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 2
+"""Times that a trial is run again after it was killed from outside."""
+ENOUGH_OUT_OF_MEMORY = 5
+
+
+class Outcomes:
+    """Handles reports and ends of trials.
+
+    The order of writing makes the record complete: a report's line, the scheduler's decision, its line, the answer.
+
+    Args:
+        state: The experiment.
+        restart: Starts the next run of a trial.
+    """
+
+    def __init__(self, state: ExperimentState, restart: Callable[[TrialRecord, Cause], None]) -> None:
+        self.state = state
+        self._restart = restart
+        self._failures = 0
+        self._first_failure = ""
+        self._out_of_memory = 0
+        self._ended_otherwise = False
+
+    # ---- reports -------------------------------------------------------------------------------------
+
+    def on_report(self, event: ReportEvent) -> None:
+        """Record a report, decide about its trial and answer."""
+        if self.state.ending:
+            self.state.backend.answer(event, SchedulerDecision.STOP)
+            return
+        record = self.state.records[event.trial_id]
+        self._journal_event("report", event, {"metrics": event.metrics, "tuner_time": self.state.clock()})
+        resource = resource_of(event.metrics, self.state.scheduler.resource_attr)
+        kind = judge_report(record, resource)
+        if record.order is not None:
+            self._answer(event, record.order, None, counted=False)
+        elif kind is ReportKind.repeats:
+            assert resource is not None
+            answer, client = record.in_run[resource]
+            if client == event.client and not record.warned:
+                record.warned = True
+                logger.warning(
+                    "trial %d: several reports at %s=%s, the first counts; report once an epoch, after it",
+                    event.trial_id,
+                    self.state.scheduler.resource_attr,
+                    resource,
+                )
+            self._answer(event, answer, None, counted=False)
+        elif kind is ReportKind.ignored:
+            self._answer(event, SchedulerDecision.CONTINUE, "IGNORED", counted=False)
+        else:
+            self._decide(event, record, resource)
+
+    def _decide(self, event: ReportEvent, record: TrialRecord, resource: float | None) -> None:
+        scheduler, trial = self.state.scheduler, record.trial
+        maximum = scheduler.max_resource_level
+        result = event.metrics
+        beyond = resource is not None and maximum is not None and resource > maximum
+        if beyond and record.completes:
+            # The maximum was reported and decided; more training was not asked for.
+            self._answer(event, SchedulerDecision.STOP, None, counted=False)
+            self._carry_out(record, SchedulerDecision.STOP, result)
+            return
+        if (
+            resource is not None
+            and record.milestone is not None
+            and resource > record.milestone
+            and record.run > 0
+            and record.counted_in_run == 0
+        ):
+            logger.warning(
+                "trial %d was resumed beyond its milestone: its report at %s=%s counts as that of %s. Keep the "
+                "checkpoint before the last until a report is answered to avoid this",
+                event.trial_id,
+                scheduler.resource_attr,
+                resource,
+                record.milestone,
+            )
+            assert scheduler.resource_attr is not None
+            resource = record.milestone
+            result = {**result, scheduler.resource_attr: resource}
+        try:
+            decision = scheduler.on_trial_result(trial, result)
+        except ReportError as error:
+            self._bad_report(event, record, str(error))
+            return
+        answer, completes = settle_decision(decision, resource, maximum, scheduler.max_resource_attr)
+        record.completes = record.completes or completes
+        self._book(event, record, result, resource, answer)
+        self._answer(event, answer, decision, counted=True, resource=None if result is event.metrics else resource)
+        self._notify(event, record, result, decision, answer)
+        if answer != SchedulerDecision.CONTINUE:
+            self._carry_out(record, answer, result)
+        elif not record.completes:
+            record.milestone = scheduler.milestone(event.trial_id) or record.milestone
+        self.state.check_counts()
+
+    def _book(
+        self, event: ReportEvent, record: TrialRecord, result: dict[str, Any], resource: float | None, answer: str
+    ) -> None:
+        record.counted += 1
+        record.counted_in_run += 1
+        record.last_result = result
+        if resource is not None:
+            record.in_run[resource] = (answer, event.client)
+            reported = resource_of(event.metrics, self.state.scheduler.resource_attr)
+            largest = resource if reported is None else max(resource, reported)
+            record.largest = largest if record.largest is None else max(record.largest, largest)
+            record.trial.last_resource = record.largest
+        self.state.status.add_result(event.trial_id, result)
+
+    def _notify(
+        self, event: ReportEvent, record: TrialRecord, result: dict[str, Any], decision: str, answer: str
+    ) -> None:
+        row = {
+            **result,
+            ST_TUNER_TIME: result.get(ST_TUNER_TIME, self.state.clock()),
+            ST_SCHEDULER_DECISION: decision,
+            ST_RUN: record.run,
+            ST_SEED: record.trial.seed,
+            ST_MILESTONE: record.milestone,
+        }
+        self.state.current_report = event
+        status = self.state.status.trial_status(event.trial_id)
+        for callback in self.state.callbacks:
+            callback.on_trial_result(record.trial, status, row, answer)
+        self.state.current_report = None
+        self.state.touch(record.trial, result)
+
+    def _carry_out(self, record: TrialRecord, answer: str, result: dict[str, Any]) -> None:
+        trial = record.trial
+        record.order = answer
+        self.state.stopping += 1
+        if answer == SchedulerDecision.STOP:
+            self.state.backend.stop_trial(trial.trial_id, result)
+        else:
+            self.state.backend.pause_trial(trial.trial_id, result)
+        if not record.completes and record.bad_report is None:
+            self.state.scheduler.on_trial_remove(trial)
+
+    def _bad_report(self, event: ReportEvent, record: TrialRecord, message: str) -> None:
+        logger.error("trial %d: %s", event.trial_id, message)
+        self._answer(event, SchedulerDecision.STOP, None, counted=False)
+        record.bad_report = message
+        self._carry_out(record, SchedulerDecision.STOP, event.metrics)
+
+    def _answer(
+        self, event: ReportEvent, answer: str, decision: str | None, counted: bool, resource: float | None = None
+    ) -> None:
+        rest: dict[str, Any] = {"decision": answer, "scheduler_decision": decision, "counted": counted}
+        if resource is not None:
+            rest["resource"] = resource  # the report counted as that of its milestone
+        self._journal_event("decision", event, rest)
+        self.state.backend.answer(event, answer)
+
+    def _journal_event(self, kind: str, event: ReportEvent, rest: dict[str, Any]) -> None:
+        head = {"type": kind, "trial_id": event.trial_id, "run": event.run, "client": event.client, "seq": event.seq}
+        self.state.journal.append(head | rest)
+
+    # ---- ends ----------------------------------------------------------------------------------------
+
+    def on_end(self, event: EndEvent) -> None:
+        """Record the end of a run, tell the scheduler, run the trial again where that is due."""
+        record = self.state.records[event.trial_id]
+        record.busy = False
+        self.state.busy -= 1
+        if record.order is not None:
+            self.state.stopping -= 1
+        self.state.touch(record.trial)
+        status, reason, tail = event.status, event.reason, event.stderr_tail
+        by_tuner = False
+        if record.bad_report is not None:
+            status, reason, tail = Status.failed, f"bad report: {record.bad_report}", record.bad_report
+        elif record.completes and record.order is not None:
+            status, reason = Status.completed, None
+        elif record.order is None and (status == Status.stopped or (self.state.ending and status == Status.failed)):
+            # Ended by the tuner, not by a decision: a resumed experiment goes on with it.
+            status, reason, by_tuner = Status.stopped, "interrupted", True
+        elif record.order is None and self._should_restart(record, event):
+            return
+        elif status == Status.completed and record.counted == 0:
+            status, reason = Status.failed, "no report"
+            tail = tail or "the script ended without a report; call Reporter()(metric=...) at least once"
+        record.trial.end_reason = reason
+        self.state.status.set_status(event.trial_id, status, by_tuner=by_tuner)
+        self.state.journal.append(
+            {
+                "type": "status",
+                "trial_id": event.trial_id,
+                "run": event.run,
+                "status": status.value,
+                "reason": reason,
+                "exit_code": event.exit_code,
+                "tuner_time": self.state.clock(),
+            }
+        )
+        self._tell_scheduler_of_end(record, status)
+        self._show_end(record, status, reason)
+        if status == Status.failed:
+            self._count_failure(record, reason or "unknown", tail)
+        else:
+            self._ended_otherwise = self._ended_otherwise or not by_tuner
+        self.state.check_counts()
+
+    def _should_restart(self, record: TrialRecord, event: EndEvent) -> bool:
+        """Start the next run of a trial whose run ended before its time through no fault of its own."""
+        if self.state.ending:
+            return False
+        if event.reason == Cause.supervisor_lost.value:
+            self._journal_restart(record, event)
+            self._restart(record, Cause.supervisor_lost)
+        elif event.reason == Cause.killed.value and record.restarts < MAX_RESTARTS and not record.completes:
+            record.restarts += 1
+            self._journal_restart(record, event)
+            self._restart(record, Cause.killed)
+        elif event.status == Status.completed and self._lost_last_report(record):
+            record.scratched = True
+            self._journal_restart(record, event)
+            self._restart(record, Cause.scratch)
+        else:
+            return False
+        return True
+
+    def _lost_last_report(self, record: TrialRecord) -> bool:
+        """Whether a restarted run found its training done, but the report of the last epoch was never recorded."""
+        if not record.cause.is_restart or record.scratched or record.completes:
+            return False
+        maximum = self.state.scheduler.max_resource_level
+        if self.state.scheduler.resource_attr is None or maximum is None:
+            return record.counted_in_run == 0
+        return record.counted_in_run == 0 and (record.largest or 0) < maximum
+
+    def _journal_restart(self, record: TrialRecord, event: EndEvent) -> None:
+        self.state.journal.append(
+            {
+                "type": "status",
+                "trial_id": event.trial_id,
+                "run": event.run,
+                "status": Status.failed.value if event.status == Status.failed else event.status.value,
+                "reason": event.reason,
+                "exit_code": event.exit_code,
+                "tuner_time": self.state.clock(),
+                "restart": True,
+            }
+        )
+
+    def _tell_scheduler_of_end(self, record: TrialRecord, status: Status) -> None:
+        trial = record.trial
+        if status == Status.completed or (status == Status.failed and record.completes):
+            # Past the maximum a failure concerns the code after the loop; the results are whole.
+            assert record.last_result is not None
+            self.state.scheduler.on_trial_complete(trial, record.last_result)
+            if status == Status.completed:
+                for callback in self.state.callbacks:
+                    callback.on_trial_complete(trial, record.last_result)
+        elif status == Status.failed:
+            self.state.scheduler.on_trial_error(trial)
+
+    def _show_end(self, record: TrialRecord, status: Status, reason: str | None) -> None:
+        logger.info("trial %d: %s%s", record.trial.trial_id, status.value, f" ({reason})" if reason else "")
+        if self.state.progress is None:
+            return
+        if status == Status.paused:
+            self.state.progress.trial_paused(record.trial, record.last_result or {})
+        else:
+            folder = self.state.backend.trial_path(record.trial.trial_id)
+            name = ST_STDERR_FILENAME if status == Status.failed else ST_STDOUT_FILENAME
+            self.state.progress.trial_ended(record.trial, status, reason, record.last_result or {}, folder / name)
+
+    def _count_failure(self, record: TrialRecord, reason: str, tail: str) -> None:
+        trial_id = record.trial.trial_id
+        if reason == OUT_OF_MEMORY:
+            self._out_of_memory += 1
+            if not self._ended_otherwise and self._out_of_memory >= ENOUGH_OUT_OF_MEMORY + self.state.options.n_workers:
+                self._fail(
+                    ExperimentError(
+                        f"the first {self._out_of_memory} trials all ran out of memory; reduce the memory that a trial "
+                        f"needs or n_workers={self.state.options.n_workers}. The last one wrote:\n{tail}"
+                    )
+                )
+            if not self.state.options.count_out_of_memory:
+                return
+        else:
+            self._ended_otherwise = True
+        self._failures += 1
+        message = f"Trial - {trial_id} failed: {reason}"
+        if tail and tail not in reason:
+            message += f"\nThe last lines of {self.state.backend.trial_path(trial_id) / ST_STDERR_FILENAME}:\n{tail}"
+        self._first_failure = self._first_failure or message
+        logger.warning("%s", message)
+        if self._failures > self.state.options.max_failures:
+            self._fail(
+                TrialFailed(
+                    f"{self._failures} trials failed, more than max_failures={self.state.options.max_failures} allows. "
+                    f"The first one: {self._first_failure}"
+                )
+            )
+
+    def _fail(self, error: Exception) -> None:
+        if self.state.error is None:
+            self.state.error = error
+            if not self.state.ending:
+                self.state.end_at_once(str(error).partition("\n")[0])

@@ -1,0 +1,224 @@
+"""Free workers get what the scheduler suggests."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from sthyper._experiment_state import ExperimentState
+from sthyper._trial_record import Cause, TrialRecord
+from sthyper.backend.base import trial_seed
+from sthyper.schedulers.base import PendingSuggestion
+from sthyper.stopping_criterion import StoppingCriterion
+from sthyper.trial import Status, TrialSuggestion
+
+__all__ = ["Suggestions"]
+
+logger = logging.getLogger(__name__)
+
+
+class Suggestions:
+    """Asks the scheduler for free workers, and starts and resumes trials.
+
+    The slow part of a suggestion runs in a worker thread, so that answers to reports never wait for it.
+
+    Args:
+        state: The experiment.
+
+    Attributes:
+        kept_back: The first suggestion of a new trial after ``max_num_trials_started``; it ends the asking.
+        exhausted: The scheduler had nothing to suggest, and no trial has ended since.
+    """
+
+    def __init__(self, state: ExperimentState) -> None:
+        self.state = state
+        self.kept_back: TrialSuggestion | None = None
+        self.exhausted = False
+        self._asks = 0
+        self._held: TrialSuggestion | None = None
+        self._batch = state.options.n_workers
+        self._pending: PendingSuggestion | None = None
+        self._future: Future[Any] | None = None
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a suggestion is being computed, or waits for its trial's processes to end."""
+        return self._future is not None or self._held is not None
+
+    def close(self) -> None:
+        """Free the worker thread."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _free_workers(self) -> int:
+        if self.state.backend.poll_interval is None:
+            return self.state.options.n_workers - self.state.busy
+        if self.state.options.start_jobs_without_delay:
+            return self.state.options.n_workers - (self.state.busy - self.state.stopping)
+        return self.state.options.n_workers - len(self.state.backend.busy_trial_ids())
+
+    def _may_ask(self) -> bool:
+        if self.state.ending or self.state.draining or self.exhausted:
+            return False
+        if self.kept_back is not None or self._held is not None or self._free_workers() <= 0:
+            return False
+        if not self.state.options.asynchronous_scheduling and self._batch <= 0:
+            if self.state.busy:
+                return False
+            self._batch = self.state.options.n_workers
+        return not isinstance(self.state.criterion, StoppingCriterion) or self.state.criterion.may_use_worker(
+            self.state.status
+        )
+
+    def fill_workers(self, may_ask: bool = True) -> None:
+        """Give every free worker something to do; without ``may_ask`` only what was suggested before."""
+        if self._held is not None and not self.state.ending:
+            trial_id = self._held.checkpoint_trial_id
+            assert trial_id is not None
+            if not self.state.records[trial_id].busy and self._free_workers() > 0:
+                held, self._held = self._held, None
+                self._resume(held)
+        while True:
+            if self._future is not None:
+                if not self._future.done():
+                    return
+                assert self._pending is not None
+                pending, future = self._pending, self._future
+                self._pending = self._future = None
+                self._received(pending.finish(future.result()))
+            elif may_ask and self._may_ask():
+                self._ask()
+            else:
+                return
+
+    def _ask(self) -> None:
+        self._asks += 1
+        self.state.journal.append({"type": "ask", "n": self._asks})
+        begun = self.state.scheduler.begin_suggest(self.state.backend.new_trial_id())
+        if not isinstance(begun, PendingSuggestion):
+            self._received(begun)
+            return
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="sthyper-suggest")
+        self._pending = begun
+        self._future = self._executor.submit(begun.compute)
+        self._future.add_done_callback(lambda _: self.state.backend.wake())
+
+    def _received(self, suggestion: TrialSuggestion | None) -> None:
+        action = "none" if suggestion is None else "start" if suggestion.spawn_new_trial_id else "resume"
+        self.state.journal.append(
+            {
+                "type": "suggestion",
+                "n": self._asks,
+                "action": action,
+                "config": None if suggestion is None else suggestion.config,
+                "checkpoint_trial_id": None if suggestion is None else suggestion.checkpoint_trial_id,
+            }
+        )
+        if suggestion is None:
+            # Not final while trials run: one that pauses may be promoted later.
+            self.exhausted = True
+        elif suggestion.spawn_new_trial_id:
+            if isinstance(self.state.criterion, StoppingCriterion) and not self.state.criterion.may_start_new(
+                self.state.status
+            ):
+                self.kept_back = suggestion
+            elif not self.state.ending:
+                self._start(suggestion)
+        elif not self.state.ending:
+            trial_id = suggestion.checkpoint_trial_id
+            assert trial_id is not None
+            if trial_id not in self.state.records:
+                raise ValueError(
+                    f"{type(self.state.scheduler).__name__} wants to resume trial {trial_id}, which never started"
+                )
+            if self.state.records[trial_id].busy:
+                self._held = suggestion  # its processes are still ending
+            else:
+                self._resume(suggestion)
+
+    def _start(self, suggestion: TrialSuggestion) -> None:
+        assert suggestion.config is not None
+        config, full, milestone = self._split_milestone(suggestion.config)
+        trial_id = self.state.backend.new_trial_id()
+        if "seed" in full and self.state.scheduler.config_space.get("seed", 0) is None:
+            config["seed"] = full["seed"] = trial_seed(self.state.options.seed, trial_id)
+        trial = self.state.backend.start_trial(config, suggestion.checkpoint_trial_id)
+        trial.config = full
+        record = TrialRecord(trial=trial, milestone=milestone)
+        self.state.records[trial_id] = record
+        self.state.busy += 1
+        self._batch -= 1
+        self.state.status.add_trial(trial)
+        self._journal_launch("start", record, suggestion.checkpoint_trial_id)
+        self.state.scheduler.on_trial_add(trial)
+        if record.milestone is None:
+            record.milestone = self.state.scheduler.milestone(trial_id)
+        self.state.touch(trial)
+        for callback in self.state.callbacks:
+            callback.on_start_trial(trial)
+        if self.state.progress is not None:
+            self.state.progress.trial_started(trial, record.milestone)
+        logger.info("trial %d started with %s", trial_id, full)
+
+    def _resume(self, suggestion: TrialSuggestion) -> None:
+        trial_id = suggestion.checkpoint_trial_id
+        assert trial_id is not None
+        record = self.state.records[trial_id]
+        new_config, milestone, full = None, None, record.trial.config
+        if suggestion.config is not None:
+            config, full, milestone = self._split_milestone({**record.trial.config, **suggestion.config})
+            if "seed" in full and self.state.scheduler.config_space.get("seed", 0) is None:
+                config["seed"] = full["seed"] = record.trial.config["seed"]
+            new_config = config if config != record.trial.config else None
+        self.state.backend.resume_trial(trial_id, new_config)
+        record.trial.config = full
+        record.milestone = milestone if milestone is not None else self.state.scheduler.milestone(trial_id)
+        self._begin_run(record, Cause.resume)
+        for callback in self.state.callbacks:
+            callback.on_resume_trial(record.trial)
+        if self.state.progress is not None:
+            self.state.progress.trial_resumed(record.trial, record.milestone)
+        logger.info("trial %d resumed", trial_id)
+
+    def restart(self, record: TrialRecord, cause: Cause) -> None:
+        """Run a trial again whose run ended before its time."""
+        logger.warning("trial %d is run again (%s)", record.trial.trial_id, cause.value)
+        self.state.backend.restart_trial(record.trial.trial_id, from_scratch=cause is Cause.scratch)
+        self._begin_run(record, cause)
+
+    def _begin_run(self, record: TrialRecord, cause: Cause) -> None:
+        record.begin_run(record.run + 1, cause)
+        self.state.busy += 1
+        self._batch -= 1
+        self.state.status.set_status(record.trial.trial_id, Status.in_progress)
+        self._journal_launch("resume", record, None)
+        self.state.touch(record.trial)
+
+    def _split_milestone(self, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+        """Return the configuration for the script, the one for the record, and the milestone."""
+        name = self.state.scheduler.max_resource_attr
+        if name is None or name not in config:
+            return dict(config), dict(config), None
+        milestone = config[name]
+        full = {**config, name: self.state.scheduler.config_space[name]}
+        return dict(config) if self.state.backend.rewrite_max_resource else dict(full), full, milestone
+
+    def _journal_launch(self, kind: str, record: TrialRecord, checkpoint_trial_id: int | None) -> None:
+        self.state.journal.append(
+            {
+                "type": kind,
+                "trial_id": record.trial.trial_id,
+                "run": record.run,
+                "cause": record.cause.value,
+                "config": record.trial.config,
+                "seed": record.trial.seed,
+                "milestone": record.milestone,
+                "checkpoint_trial_id": checkpoint_trial_id,
+                "tuner_time": self.state.clock(),
+                "time": time.time(),
+            }
+        )

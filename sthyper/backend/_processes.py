@@ -1,0 +1,255 @@
+"""Processes of this machine: who descends from whom, who carries a mark, how to end them all.
+
+Imports nothing but small modules of the standard library: the guardian and the fork server load this file by path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+__all__ = [
+    "LINUX",
+    "ProcessInfo",
+    "create_time",
+    "descendants",
+    "die_with_parent",
+    "environment_of",
+    "libc",
+    "living",
+    "process_info",
+    "reap_children",
+    "send_signal",
+    "snapshot",
+    "subreaper",
+    "sweep",
+    "tagged",
+]
+
+LINUX = sys.platform == "linux"
+SWEEP_LIMIT = 30.0
+"""Seconds after which a sweep gives up on processes that SIGKILL does not end (they hang in the kernel)."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ProcessInfo(NamedTuple):
+    """One process as the kernel showed it.
+
+    Args:
+        pid: Its id.
+        ppid: Id of its parent, or of the subreaper that adopted it.
+        session: Its session (where the kernel does not tell: its process group).
+        state: One letter; ``Z`` and ``X`` are dead.
+        start: When it started, clock ticks since boot; with the pid it names a process for good. 0 if unknown.
+    """
+
+    pid: int
+    ppid: int
+    session: int
+    state: str
+    start: int
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in "ZX"
+
+
+# ---- looking -------------------------------------------------------------------------------------------
+
+
+def snapshot() -> dict[int, ProcessInfo]:
+    """Return all processes that can be seen, by pid."""
+    if not LINUX:
+        return _snapshot_by_ps()
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (info := process_info(int(name))) is not None:
+            found[info.pid] = info
+    return found
+
+
+def process_info(pid: int) -> ProcessInfo | None:
+    """Return what the kernel says of one process, ``None`` if there is no such process."""
+    if not LINUX:
+        return _snapshot_by_ps().get(pid)
+    data = _read(f"/proc/{pid}/stat")
+    # The second field is the name in parentheses, which may itself hold blanks and parentheses.
+    fields = data[data.rfind(b")") + 2 :].split()
+    if len(fields) < 20:
+        return None
+    return ProcessInfo(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
+
+
+def environment_of(pid: int) -> list[bytes]:
+    """Return the ``NAME=value`` entries that a process was started with; empty if it is gone or not ours."""
+    return _read(f"/proc/{pid}/environ").split(b"\0") if LINUX else []
+
+
+def tagged(name: str, value: str) -> list[ProcessInfo]:
+    """Return the living processes, this one excepted, that were started with ``name=value`` in the environment."""
+    entry = os.fsencode(f"{name}={value}")
+    own = os.getpid()
+    return [info for pid, info in snapshot().items() if pid != own and info.alive and entry in environment_of(pid)]
+
+
+def descendants(processes: Mapping[int, ProcessInfo], root: int) -> list[ProcessInfo]:
+    """Return all descendants of the process ``root``, parents before children, without ``root`` itself."""
+    children = defaultdict(list)
+    for info in processes.values():
+        children[info.ppid].append(info)
+    found: list[ProcessInfo] = []
+    level = [root]
+    while level:
+        below = [info for pid in level for info in children.pop(pid, ())]
+        found += below
+        level = [info.pid for info in below]
+    return found
+
+
+def living(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
+    """Return those of the processes that are no zombies."""
+    return [info for info in processes if info.alive]
+
+
+def create_time(info: ProcessInfo) -> float:
+    """Return the Unix time at which a process started, in seconds (as ``psutil.Process.create_time``)."""
+    if not LINUX:
+        return time.time()
+    boot = next(line for line in _read("/proc/stat").splitlines() if line.startswith(b"btime"))
+    return int(boot.split()[1]) + info.start / os.sysconf("SC_CLK_TCK")
+
+
+def _read(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        data = b""
+        while chunk := os.read(fd, 65536):
+            data += chunk
+        return data
+    except OSError:  # it died while we read
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _snapshot_by_ps() -> dict[int, ProcessInfo]:
+    import subprocess
+
+    lines = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=False
+    ).stdout
+    found = {}
+    for line in lines.splitlines():
+        pid, ppid, group, state = line.split()
+        found[int(pid)] = ProcessInfo(int(pid), int(ppid), int(group), state[0], 0)
+    return found
+
+
+# ---- belonging -----------------------------------------------------------------------------------------
+
+
+def subreaper() -> None:
+    """Make this process the new parent of all descendants whose parent dies (Linux; elsewhere nothing)."""
+    if LINUX:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int, signum: int) -> None:
+    """Have the kernel send ``signum`` to this process when its parent dies (Linux; elsewhere nothing).
+
+    The kernel means the *thread* that forked, so parents fork from a thread that lives as long as they do. If the
+    parent is gone already the signal is sent at once.
+    """
+    if LINUX:
+        _prctl(_PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def _prctl(option: int, value: int) -> None:
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")
+
+
+# ---- ending --------------------------------------------------------------------------------------------
+
+
+def send_signal(info: ProcessInfo, signum: int) -> bool:
+    """Send a signal to exactly this process, not to a later one with the same pid; return whether it was sent."""
+    try:
+        if not LINUX:
+            os.kill(info.pid, signum)
+            return True
+        try:
+            fd = os.pidfd_open(info.pid)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EPERM, errno.EMFILE, errno.ENFILE):  # old kernel, sandbox, no fds
+                os.kill(info.pid, signum)
+                return True
+            raise
+        try:
+            now = process_info(info.pid)
+            if now is None or now.start != info.start:
+                return False
+            signal.pidfd_send_signal(fd, signum)
+            return True
+        finally:
+            os.close(fd)
+    except OSError:  # it is gone, or runs as another user
+        return False
+
+
+def reap_children() -> dict[int, int]:
+    """Wait for all children that have ended, own and adopted ones; return pid -> exit code (negative: signal)."""
+    ended = {}
+    with contextlib.suppress(ChildProcessError):
+        while (result := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            ended[result[0]] = os.waitstatus_to_exitcode(result[1])
+    return ended
+
+
+def sweep(grace: float, groups: Iterable[int] = ()) -> None:
+    """End all descendants of this process: SIGTERM, after ``grace`` seconds SIGKILL until none is left.
+
+    Args:
+        grace: Seconds between the two signals; 0 kills at once.
+        groups: Process groups that are ended too, for systems that do not have subreapers.
+    """
+    begin = time.monotonic()
+    kill_at = begin + grace
+    asked = False
+    also = set(groups)
+    while True:
+        reap_children()
+        processes = snapshot()
+        found = {info.pid: info for info in descendants(processes, os.getpid())}
+        found |= {info.pid: info for info in processes.values() if info.session in also and info.pid != os.getpid()}
+        left = living(found.values())
+        now = time.monotonic()
+        if not left or now > begin + SWEEP_LIMIT:
+            return
+        if now >= kill_at:
+            for info in left:
+                send_signal(info, signal.SIGKILL)
+        elif not asked:
+            asked = True
+            for info in left:
+                send_signal(info, signal.SIGTERM)
+                send_signal(info, signal.SIGCONT)  # a stopped process hears SIGTERM only when it goes on
+        time.sleep(0.02)

@@ -1,0 +1,249 @@
+"""What every scheduler has to do, as tests that the author of a scheduler runs on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sthyper.config_space import choice, finrange, loguniform, randint, sample_config
+from sthyper.errors import ReportError
+from sthyper.schedulers.base import TrialScheduler
+from sthyper.testing._checks import check_config, check_plain, copies_of_state, global_generators_untouched
+from sthyper.testing.simulation import Curve, SimulatedEvent, TrialSimulation, drive, toy_curve
+from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
+
+__all__ = ["SchedulerConformance"]
+
+_DECISIONS = (SchedulerDecision.CONTINUE, SchedulerDecision.PAUSE, SchedulerDecision.STOP)
+
+
+class SchedulerConformance(ABC):
+    """Tests of the contract of :class:`~sthyper.schedulers.TrialScheduler`.
+
+    Derive a class whose name starts with ``Test``, implement :meth:`make_scheduler`, and let pytest collect it:
+
+        class TestMyScheduler(SchedulerConformance):
+            def make_scheduler(self, config_space, random_seed):
+                return MyScheduler(config_space, metric="loss", max_resource_attr="epochs", random_seed=random_seed)
+
+    Attributes:
+        config_space: Space of most tests. ``epochs`` is the maximum resource.
+        small_space: Space with six configurations.
+        is_random: Whether suggestions depend on the seed; set it to False for a scheduler without random choices.
+        repeats_configurations: Whether the same configuration may be suggested again, so that a finite space is
+            never used up.
+    """
+
+    config_space: ClassVar[dict[str, Any]] = {
+        "lr": loguniform(1e-5, 1e-1),
+        "width": randint(8, 64),
+        "activation": choice(["relu", "tanh", "gelu"]),
+        "dropout": finrange(0.0, 0.5, 6),
+        "data": "digits",
+        "epochs": 9,
+    }
+    small_space: ClassVar[dict[str, Any]] = {"a": choice(["x", "y", "z"]), "b": randint(1, 2), "epochs": 9}
+    is_random: ClassVar[bool] = True
+    repeats_configurations: ClassVar[bool] = False
+
+    @abstractmethod
+    def make_scheduler(self, config_space: dict[str, Any], random_seed: int) -> TrialScheduler:
+        """Return a new scheduler; two calls with equal arguments must make equal schedulers."""
+
+    # ---- suggestions ---------------------------------------------------------------------------------
+
+    def test_suggestions_are_complete_configurations(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 0)
+        for trial_id in range(3):
+            suggestion = scheduler.suggest(trial_id)
+            assert isinstance(suggestion, TrialSuggestion), f"suggest() must return a TrialSuggestion, got {suggestion}"
+            assert suggestion.spawn_new_trial_id, "nothing is paused, so that a new trial must be suggested"
+        for event in drive(self.make_scheduler(self.config_space, 0)):
+            if event.config is not None:
+                check_config(event.config, self.config_space, scheduler.max_resource_attr)
+                json.dumps(event.config)
+
+    def test_the_space_of_the_caller_is_left_alone(self) -> None:
+        space = dict(self.config_space)
+        drive(self.make_scheduler(space, 0), n_trials=3)
+        assert space == self.config_space, "the scheduler changed the configuration space of its caller"
+
+    def test_a_finite_space_is_used_up(self) -> None:
+        if self.repeats_configurations:
+            return
+        events = drive(self.make_scheduler(self.small_space, 0), n_trials=50)
+        assert events[-1].kind == "exhausted" or any(e.kind == "exhausted" for e in events), (
+            "the space has 6 configurations, and suggest(6) did not return None"
+        )
+        configs = [(e.config["a"], e.config["b"]) for e in events if e.kind == "start" and e.config is not None]
+        assert len(set(configs)) == len(configs), f"a configuration was suggested twice: {configs}"
+
+    # ---- decisions -----------------------------------------------------------------------------------
+
+    def test_decisions_are_valid(self) -> None:
+        for event in drive(self.make_scheduler(self.config_space, 1)):
+            if event.kind == "report":
+                assert event.decision in _DECISIONS, f"decision {event.decision!r} is none of {_DECISIONS}"
+
+    def test_failed_trials_are_not_resumed(self) -> None:
+        # The simulation fails when a trial is resumed that is not paused.
+        events = drive(self.make_scheduler(self.config_space, 2), fails_at={0: 1, 3: 2, 4: 4, 7: 9})
+        failed = {e.trial_id for e in events if e.kind == "error"}
+        assert 0 in failed, "trial 0 was to fail at its first report"
+
+    def test_non_finite_values_are_survived_and_not_promoted(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 3)
+        base = toy_curve(scheduler)
+        hopeless: set[int] = set()
+
+        def curve(config: dict[str, Any], resource: int) -> Mapping[str, Any]:
+            metrics = base(config, resource)
+            bad = (math.nan, math.inf, -math.inf)[config["width"] % 3]
+            return dict.fromkeys(metrics, bad) if config["width"] % 2 else metrics
+
+        for event in drive(scheduler, curve, n_trials=30):
+            if event.kind == "start" and event.config is not None and event.config["width"] % 2:
+                hopeless.add(event.trial_id)
+            assert not (event.kind == "resume" and event.trial_id in hopeless), (
+                f"trial {event.trial_id} was resumed, though all its values are NaN or infinite"
+            )
+
+    def test_a_report_without_the_metric_is_refused(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 4)
+        trial = self._start(scheduler, 0)
+        name = scheduler.metric_names()[0]
+        message = None
+        try:
+            scheduler.on_trial_result(trial, {scheduler.resource_attr or "epoch": 1, "other": 0.5})
+        except ReportError as error:
+            message = str(error)
+        assert message is not None, f"a report without {name!r} must raise ReportError"
+        assert name in message, f"the message does not name the metric {name!r}: {message}"
+
+    def test_hooks_may_come_in_any_order(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 5)
+        curve = toy_curve(scheduler)
+
+        failed = self._start(scheduler, 0)
+        failed.end_reason = "exit 1"
+        scheduler.on_trial_error(failed)
+        scheduler.on_trial_error(failed)
+        self._report(scheduler, failed, curve, 1)
+
+        completed = self._start(scheduler, 1)
+        self._report(scheduler, completed, curve, 1)
+        result = self._result(scheduler, completed, curve, 1)
+        scheduler.on_trial_complete(completed, result)
+        self._report(scheduler, completed, curve, 1)
+        scheduler.on_trial_complete(completed, result)
+
+        ended = self._start(scheduler, 2)
+        scheduler.on_trial_remove(ended)
+        for resource in range(1, 10):
+            if self._report(scheduler, ended, curve, resource) != SchedulerDecision.CONTINUE:
+                break
+        scheduler.on_trial_remove(ended)
+        self._report(scheduler, ended, curve, resource)
+        scheduler.on_trial_complete(ended, self._result(scheduler, ended, curve, resource))
+        ended.end_reason = "killed"
+        scheduler.on_trial_error(ended)
+
+        config = sample_config(self.config_space, 7)
+        for trial_id in (50, 51):
+            foreign = Trial(trial_id, {**self.config_space, **config}, datetime(2020, 1, 1))
+            if trial_id == 50:
+                scheduler.on_trial_add(foreign)
+            self._report(scheduler, foreign, curve, 1)
+            scheduler.on_trial_complete(foreign, self._result(scheduler, foreign, curve, 1))
+
+        next_one = scheduler.suggest(3)
+        assert isinstance(next_one, TrialSuggestion), f"suggest() returned {next_one} after unusual events"
+        for gone in (0, 1, 2):
+            assert next_one.spawn_new_trial_id or next_one.checkpoint_trial_id != gone, f"trial {gone} has ended"
+
+    # ---- seeds and state -----------------------------------------------------------------------------
+
+    def test_same_seed_same_events(self) -> None:
+        first = drive(self.make_scheduler(self.config_space, 11))
+        second = drive(self.make_scheduler(self.config_space, 11))
+        self._compare(second, first, "two schedulers with the same seed differ")
+
+    def test_another_seed_gives_other_suggestions(self) -> None:
+        if self.is_random:
+            first = drive(self.make_scheduler(self.config_space, 11))
+            second = drive(self.make_scheduler(self.config_space, 12))
+            assert first != second, "the seed has no effect"
+
+    def test_global_generators_are_left_alone(self) -> None:
+        with global_generators_untouched():
+            drive(self.make_scheduler(self.config_space, 13))
+
+    def test_state_continues_where_it_was_taken(self) -> None:
+        fails_at = {2: 2, 5: 1}
+        whole = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at).run()
+        for position in (0, 1, len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
+            simulation = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at)
+            simulation.run(position)
+            state = simulation.scheduler.state_dict()
+            copies = list(copies_of_state(state))
+            simulation.run()  # must not reach back into the state
+            for name, copy in [*copies, ("state_dict()", state)]:
+                scheduler = self.make_scheduler(self.config_space, 14)
+                scheduler.load_state_dict(copy)
+                twin = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at)
+                twin.run(position)
+                events = twin.fork(scheduler).run()
+                self._compare(events, whole, f"after loading the state ({name}) taken at event {position}")
+
+    # ---- description ---------------------------------------------------------------------------------
+
+    def test_metadata_can_be_written(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 0)
+        metadata = scheduler.metadata()
+        json.dumps(metadata)
+        for key in ("metric_names", "metric_mode", "scheduler_name", "config_space"):
+            assert key in metadata, f"metadata() lacks {key!r}"
+        names = scheduler.metric_names()
+        assert names, "metric_names() must name at least one metric"
+        assert all(type(name) is str for name in names), f"metric_names() must be strings, got {names!r}"
+        mode = scheduler.metric_mode()
+        modes = mode if isinstance(mode, list) else [mode]
+        assert all(m in ("min", "max") for m in modes), f"metric_mode() must be 'min' or 'max', got {mode!r}"
+
+    def test_text_is_readable(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 0)
+        text = str(scheduler)
+        assert type(scheduler).__name__ in text, f"str(scheduler) does not name its class: {text}"
+        assert " at 0x" not in text, f"str(scheduler) shows memory addresses: {text}"
+        check_plain(scheduler.state_dict())
+
+    # ---- helpers -------------------------------------------------------------------------------------
+
+    def _start(self, scheduler: TrialScheduler, trial_id: int) -> Trial:
+        suggestion = scheduler.suggest(trial_id)
+        assert suggestion is not None, f"suggest({trial_id}) returned None"
+        assert suggestion.spawn_new_trial_id, f"a new trial was expected, got: {suggestion}"
+        assert suggestion.config is not None
+        config = dict(suggestion.config)
+        if scheduler.max_resource_attr is not None:
+            config[scheduler.max_resource_attr] = self.config_space[scheduler.max_resource_attr]
+        trial = Trial(trial_id, config, datetime(2020, 1, 1))
+        scheduler.on_trial_add(trial)
+        return trial
+
+    def _result(self, scheduler: TrialScheduler, trial: Trial, curve: Curve, resource: int) -> dict[str, Any]:
+        return {**curve(trial.config, resource), scheduler.resource_attr or "epoch": resource}
+
+    def _report(self, scheduler: TrialScheduler, trial: Trial, curve: Curve, resource: int) -> str:
+        decision = scheduler.on_trial_result(trial, self._result(scheduler, trial, curve, resource))
+        assert decision in _DECISIONS, f"decision {decision!r} is none of {_DECISIONS}"
+        return decision
+
+    def _compare(self, events: list[SimulatedEvent], expected: list[SimulatedEvent], what: str) -> None:
+        for position, (event, other) in enumerate(zip(events, expected, strict=False)):
+            assert event == other, f"{what}: event {position} is {event}, not {other}"
+        assert len(events) == len(expected), f"{what}: {len(events)} events, not {len(expected)}"

@@ -1,0 +1,203 @@
+"""What every searcher has to do, as tests that the author of a searcher runs on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from sthyper.config_space import (
+    Domain,
+    choice,
+    config_to_match_string,
+    finrange,
+    loguniform,
+    randint,
+    sample_config,
+)
+from sthyper.searchers.base import BaseSearcher, SearcherContext
+from sthyper.testing._checks import check_config, copies_of_state, global_generators_untouched
+from sthyper.testing.simulation import toy_fraction
+
+__all__ = ["SearcherConformance"]
+
+
+class SearcherConformance(ABC):
+    """Tests of the contract of :class:`~sthyper.searchers.BaseSearcher`.
+
+    Derive a class whose name starts with ``Test``, implement :meth:`make_searcher`, and let pytest collect it:
+
+        class TestMySearcher(SearcherConformance):
+            def make_searcher(self, config_space, random_seed, points_to_evaluate):
+                return MySearcher(config_space, metric="loss", random_seed=random_seed,
+                                  points_to_evaluate=points_to_evaluate)
+
+    Attributes:
+        config_space: Space of most tests.
+        small_space: Space with six configurations.
+        is_random: Whether suggestions depend on the seed.
+        repeats_configurations: Whether the same configuration may be suggested again.
+        n_suggestions: Number of suggestions in most tests.
+    """
+
+    config_space: ClassVar[dict[str, Any]] = {
+        "lr": loguniform(1e-5, 1e-1),
+        "width": randint(8, 64),
+        "activation": choice(["relu", "tanh", "gelu"]),
+        "dropout": finrange(0.0, 0.5, 6),
+        "data": "digits",
+    }
+    small_space: ClassVar[dict[str, Any]] = {"a": choice(["x", "y", "z"]), "b": randint(1, 2), "data": "digits"}
+    is_random: ClassVar[bool] = True
+    repeats_configurations: ClassVar[bool] = False
+    n_suggestions: ClassVar[int] = 20
+
+    @abstractmethod
+    def make_searcher(
+        self, config_space: dict[str, Any], random_seed: int, points_to_evaluate: list[dict[str, Any]] | None
+    ) -> BaseSearcher:
+        """Return a new searcher for the metric ``"loss"``, to be minimised."""
+
+    # ---- suggestions ---------------------------------------------------------------------------------
+
+    def test_configurations_are_complete(self) -> None:
+        tuned = _tuned(self.config_space)
+        for config in self._suggestions(self._make(self.config_space, 0)):
+            check_config(config, tuned)
+            json.dumps(config)
+
+    def test_first_configurations_come_first(self) -> None:
+        points: list[dict[str, Any]] = [{"width": 10, "activation": "gelu"}, {"dropout": 0.2}]
+        searcher = self._make(self.config_space, 0, points)
+        suggestions = self._suggestions(searcher, 2)
+        for point, config in zip(points, suggestions, strict=True):
+            found = {name: config[name] for name in point}
+            assert found == point, f"the first configuration {point} became {config}"
+        assert points == [{"width": 10, "activation": "gelu"}, {"dropout": 0.2}], "the caller's list was changed"
+
+    def test_a_suggestion_belongs_to_the_caller(self) -> None:
+        expected = self._suggestions(self._make(self.config_space, 1))
+        searcher = self._make(self.config_space, 1)
+        for number, config in enumerate(expected):
+            suggestion = searcher.get_config(number)
+            assert suggestion == config, f"suggestion {number} is {suggestion}, not {config}"
+            self._learn(searcher, number, dict(suggestion))
+            suggestion.clear()
+
+    def test_configurations_do_not_repeat(self) -> None:
+        if self.repeats_configurations:
+            return
+        seen: dict[str, int] = {}
+        for number, config in enumerate(self._suggestions(self._make(self.small_space, 2), 6)):
+            match = config_to_match_string(config, self.small_space)
+            assert match not in seen, f"suggestion {number} repeats suggestion {seen[match]}: {config}"
+            seen[match] = number
+
+    def test_a_finite_space_is_used_up(self) -> None:
+        if self.repeats_configurations:
+            return
+        searcher = self._make(self.small_space, 3)
+        self._suggestions(searcher, 6)
+        assert searcher.get_config(6) is None, "the space has 6 configurations, and a 7th was suggested"
+        assert searcher.get_config(6) is None, "a configuration was suggested after the space was used up"
+
+    def test_failed_configurations_do_not_come_again(self) -> None:
+        searcher = self._make(self.small_space, 4, [])
+        failed = sample_config(self.small_space, 4)
+        searcher.evaluation_failed(77, failed, True)
+        for number in range(12):
+            config = searcher.get_config(number)
+            if config is None:
+                break
+            assert config != failed, f"suggestion {number} is the failed configuration {failed}"
+            self._learn(searcher, number, config)
+
+    # ---- events --------------------------------------------------------------------------------------
+
+    def test_foreign_results_are_accepted(self) -> None:
+        searcher = self._make(self.config_space, 5)
+        for number in range(5):
+            config = sample_config(self.config_space, 100 + number)
+            searcher.on_trial_result(200 + number, config, {"loss": 0.1 * number, "epoch": 1}, True)
+        self._suggestions(searcher, 5)
+        config = sample_config(self.config_space, 200)
+        searcher.on_trial_result("300", config, {"loss": math.nan, "epoch": 1}, True)
+        assert searcher.get_config("5") is not None, "nothing was suggested after foreign results"
+
+    def test_hooks_may_come_in_any_order(self) -> None:
+        searcher = self._make(self.config_space, 6)
+        config = searcher.get_config("0")
+        assert config is not None
+        searcher.cleanup_pending(0)
+        searcher.remove_case(0)
+        searcher.evaluation_failed("0", config, False)
+        searcher.register_pending(0, config, milestone=3)
+        searcher.on_trial_result(0, config, {"loss": 1.0, "epoch": 3}, True)
+        searcher.evaluation_failed(0, config)
+        searcher.cleanup_pending("0")
+        searcher.cleanup_pending(0)
+        searcher.register_pending(9, sample_config(self.config_space, 9))
+        searcher.on_trial_result(0, config, {"loss": math.inf, "epoch": 4}, False)
+        assert searcher.get_config(1) is not None, "nothing was suggested after unusual events"
+        assert searcher.dataset_size() >= 0
+        assert isinstance(searcher.model_parameters(), dict)
+
+    # ---- seeds and state -----------------------------------------------------------------------------
+
+    def test_same_seed_same_configurations(self) -> None:
+        first, second = (self._suggestions(self._make(self.config_space, 7)) for _ in range(2))
+        assert first == second, "two searchers with the same seed differ"
+
+    def test_another_seed_gives_other_configurations(self) -> None:
+        if self.is_random:
+            first, second = (self._suggestions(self._make(self.config_space, seed)) for seed in (7, 8))
+            assert first != second, "the seed has no effect"
+
+    def test_global_generators_are_left_alone(self) -> None:
+        with global_generators_untouched():
+            self._suggestions(self._make(self.config_space, 9))
+
+    def test_state_continues_where_it_was_taken(self) -> None:
+        for space, total in ((self.config_space, self.n_suggestions), (self.small_space, 6)):
+            expected = self._suggestions(self._make(space, 10), total)
+            for position in (0, 1, total // 2, total - 1):
+                searcher = self._make(space, 10)
+                self._suggestions(searcher, position)
+                state = searcher.state_dict()
+                copies = list(copies_of_state(state))
+                self._suggestions(searcher, total - position, position)  # must not reach back into the state
+                for name, copy in [*copies, ("state_dict()", state)]:
+                    twin = self._make(space, 10)
+                    twin.load_state_dict(copy)
+                    rest = self._suggestions(twin, total - position, position)
+                    assert rest == expected[position:], f"the state ({name}) taken after {position} suggestions"
+
+    # ---- helpers -------------------------------------------------------------------------------------
+
+    def _make(
+        self, config_space: dict[str, Any], seed: int, points: list[dict[str, Any]] | None = None
+    ) -> BaseSearcher:
+        searcher = self.make_searcher(config_space, seed, points)
+        searcher.configure(SearcherContext("loss", random_seed=seed, resource_attr="epoch", max_resource_level=9))
+        return searcher
+
+    def _suggestions(self, searcher: BaseSearcher, n: int | None = None, start: int = 0) -> list[dict[str, Any]]:
+        configs = []
+        for number in range(start, start + (self.n_suggestions if n is None else n)):
+            config = searcher.get_config(number)
+            assert config is not None, f"get_config({number}) returned None, the space is not used up"
+            configs.append(dict(config))
+            self._learn(searcher, number, dict(config))
+        return configs
+
+    def _learn(self, searcher: BaseSearcher, number: int, config: dict[str, Any]) -> None:
+        searcher.register_pending(number, config)
+        loss = toy_fraction(sorted(config.items()))
+        searcher.on_trial_result(number, config, {"loss": 2 * loss, "epoch": 1}, False)
+        searcher.on_trial_result(number, config, {"loss": loss, "epoch": 9}, True)
+        searcher.cleanup_pending(number)
+
+
+def _tuned(config_space: dict[str, Any]) -> dict[str, Any]:
+    return {name: domain for name, domain in config_space.items() if isinstance(domain, Domain)}
