@@ -9,6 +9,7 @@ Run: python benchmarks/report_latency.py
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -42,6 +43,7 @@ with open(os.path.join(report.trial_dir, "seconds.json"), "w") as file:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["STHYPER_FOLDER"] = folder
         script = Path(folder) / "train.py"
         script.write_text(SCRIPT)
         # One value only, and every trial as good as the next: nothing is stopped.

@@ -153,10 +153,9 @@ class Suggestions:
         self.state.busy += 1
         self._batch -= 1
         self.state.status.add_trial(trial)
-        self._journal_launch("start", record, suggestion.checkpoint_trial_id)
         self.state.scheduler.on_trial_add(trial)
-        if record.milestone is None:
-            record.milestone = self.state.scheduler.milestone(trial_id)
+        record.milestone = self.state.scheduler.milestone(trial_id) or milestone
+        self._journal_launch("start", record, suggestion.checkpoint_trial_id)
         self.state.touch(trial)
         for callback in self.state.callbacks:
             callback.on_start_trial(trial)
@@ -176,7 +175,7 @@ class Suggestions:
             new_config = config if config != record.trial.config else None
         self.state.backend.resume_trial(trial_id, new_config)
         record.trial.config = full
-        record.milestone = milestone if milestone is not None else self.state.scheduler.milestone(trial_id)
+        record.milestone = self.state.scheduler.milestone(trial_id) or milestone
         self._begin_run(record, Cause.resume)
         for callback in self.state.callbacks:
             callback.on_resume_trial(record.trial)

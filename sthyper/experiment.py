@@ -247,17 +247,17 @@ def get_metadata(
 ) -> dict[str, dict[str, Any]]:
     """Return the metadata of all experiments below a folder, by name; each with its folder as ``"path"``.
 
+    A name that occurs twice is replaced by the path below the folder.
+
     Args:
         path_filter: Takes the path of a ``metadata.json`` and says whether it is read.
         root: The folder; default ``$STHYPER_FOLDER``, else ``~/sthyper``.
     """
-    found = {}
-    for folder in _experiment_folders(experiment_path(local_path=root)):
-        file = folder / ST_METADATA_FILENAME
-        if path_filter is None or path_filter(str(file)):
-            metadata = _read_metadata(file)
-            if metadata is not None and ST_TUNER_CREATION_TIMESTAMP in metadata:
-                found[folder.name] = {**metadata, "path": str(folder)}
+    top = experiment_path(local_path=root)
+    found: dict[str, dict[str, Any]] = {}
+    for folder, metadata in _all_metadata(path_filter, top):
+        name = folder.name if folder.name not in found else folder.relative_to(top).as_posix()
+        found[name] = {**metadata, "path": str(folder)}
     return found
 
 
@@ -274,9 +274,8 @@ def list_experiments(
         root: The folder; default ``$STHYPER_FOLDER``, else ``~/sthyper``.
     """
     found = []
-    for name, metadata in get_metadata(path_filter, root).items():
-        folder = Path(metadata.pop("path"))
-        experiment = ExperimentResult(name, folder, metadata)
+    for folder, metadata in _all_metadata(path_filter, experiment_path(local_path=root)):
+        experiment = ExperimentResult(folder.name, folder, metadata)
         if _has_results(folder) and (experiment_filter is None or experiment_filter(experiment)):
             found.append((metadata[ST_TUNER_CREATION_TIMESTAMP], experiment))
     found.sort(key=lambda pair: pair[0], reverse=True)
@@ -311,11 +310,14 @@ def _is_experiment(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _EXPERIMENT_FILES)
 
 
-def _experiment_folders(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
+def _all_metadata(path_filter: Callable[[str], bool] | None, root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for parent, names, files in os.walk(root):
         if ST_METADATA_FILENAME in files:
             names.clear()  # the trials' folders may be many
-            yield Path(folder)
+            file = Path(parent, ST_METADATA_FILENAME)
+            metadata = _read_metadata(file) if path_filter is None or path_filter(str(file)) else None
+            if metadata is not None and ST_TUNER_CREATION_TIMESTAMP in metadata:
+                yield file.parent, metadata
         names.sort()
 
 

@@ -216,10 +216,16 @@ class Tuner:
         assert self.journal is not None
         progress = None
         if _interactive():
+            from sthyper.config_space import non_constant_hyperparameter_keys
             from sthyper.progress import ProgressPrinter
 
             progress = ProgressPrinter(
-                self.print_update_interval, self.scheduler.metric_names(), self.scheduler.metric_mode()
+                self.print_update_interval,
+                self.scheduler.metric_names(),
+                self.scheduler.metric_mode(),
+                resource_attr=self.scheduler.resource_attr,
+                hyperparameters=non_constant_hyperparameter_keys(self.scheduler.config_space),
+                clock=self._time,
             )
         options = LoopOptions(
             n_workers=self.n_workers,

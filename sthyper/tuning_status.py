@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sthyper._metrics_statistics import MetricsStatistics
 from sthyper.constants import RESERVED_PREFIX, ST_TRIAL_ID, ST_WORKER_COST, ST_WORKER_TIME
 from sthyper.errors import closest
 from sthyper.trial import Status, Trial
@@ -18,126 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricsStatistics", "TuningStatus", "metric_name_mode", "print_best_metric_found"]
 
-logger = logging.getLogger(__name__)
-
-_INF = float("inf")
-_LARGEST = sys.float_info.max
-"""Finite means within this; integers beyond could not be added to a float."""
 _FINISHED = frozenset({Status.completed, Status.stopped, Status.stopping, Status.failed})
 _MAX_TABLE_ROWS = 25
-
-
-class MetricsStatistics:
-    """Smallest, largest and summed value of every numeric metric, and the last report.
-
-    Values that are not finite are counted but enter neither minimum, maximum nor sum. The first value of a metric
-    decides whether it is numeric; later values of another kind are left out, with one warning a metric.
-
-    Args:
-        quiet: Whether to leave out the warning.
-
-    Attributes:
-        count: Number of reports.
-        last_metrics: The last report.
-    """
-
-    __slots__ = ("_numbers", "_warned", "count", "last_metrics")
-
-    def __init__(self, quiet: bool = False) -> None:
-        self.count = 0
-        self.last_metrics: dict[str, Any] = {}
-        # metric -> [minimum, maximum, sum], None for a metric that is no number
-        self._numbers: dict[str, list[float] | None] = {}
-        self._warned: set[str] | None = None if quiet else set()
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Take in one report."""
-        self.count += 1
-        self.last_metrics = metrics
-        numbers = self._numbers
-        for name, value in metrics.items():
-            kind = value.__class__
-            if kind is not float and kind is not int:
-                self._add_other(name, value)
-                continue
-            entry = numbers.get(name)
-            if entry is None:
-                self._add_first(name, value)
-            elif -_LARGEST <= value <= _LARGEST:
-                if value < entry[0]:
-                    entry[0] = value
-                if value > entry[1]:
-                    entry[1] = value
-                entry[2] += value
-
-    def minimum(self, name: str) -> float | None:
-        """Return the smallest finite value of a metric, ``None`` if there is none."""
-        return self._bound(name, 0)
-
-    def maximum(self, name: str) -> float | None:
-        """Return the largest finite value of a metric, ``None`` if there is none."""
-        return self._bound(name, 1)
-
-    def best(self, name: str, mode: str) -> float | None:
-        """Return the best finite value of a metric, ``None`` if there is none."""
-        return self._bound(name, 0 if mode == "min" else 1)
-
-    @property
-    def metric_names(self) -> list[str]:
-        """All names that were reported, in the order of their first report."""
-        return list(self._numbers)
-
-    @property
-    def is_numeric(self) -> dict[str, bool]:
-        """Whether a metric is a number."""
-        return {name: entry is not None for name, entry in self._numbers.items()}
-
-    @property
-    def min_metrics(self) -> dict[str, float]:
-        """Smallest finite value by metric."""
-        return self._column(0)
-
-    @property
-    def max_metrics(self) -> dict[str, float]:
-        """Largest finite value by metric."""
-        return self._column(1)
-
-    @property
-    def sum_metrics(self) -> dict[str, float]:
-        """Sum of the finite values by metric."""
-        return self._column(2)
-
-    def _bound(self, name: str, index: int) -> float | None:
-        entry = self._numbers.get(name)
-        return None if entry is None or entry[0] > entry[1] else entry[index]
-
-    def _column(self, index: int) -> dict[str, float]:
-        return {name: e[index] for name, e in self._numbers.items() if e is not None and e[0] <= e[1]}
-
-    def _add_first(self, name: str, value: float) -> None:
-        if name in self._numbers:  # known as no number
-            self._warn(name, value)
-        elif -_LARGEST <= value <= _LARGEST:
-            self._numbers[name] = [value, value, value]
-        else:
-            self._numbers[name] = [_INF, -_INF, 0.0]
-
-    def _add_other(self, name: str, value: Any) -> None:
-        if isinstance(value, bool | int | float):
-            # Booleans, and subclasses of numbers such as numpy.float64, count as the plain number.
-            plain = float(value) if isinstance(value, float) else int(value)
-            entry = self._numbers.get(name)
-            if entry is None:
-                self._add_first(name, plain)
-            elif -_LARGEST <= plain <= _LARGEST:
-                self._numbers[name] = [min(entry[0], plain), max(entry[1], plain), entry[2] + plain]
-        elif self._numbers.setdefault(name, None) is not None:
-            self._warn(name, value)
-
-    def _warn(self, name: str, value: Any) -> None:
-        if self._warned is not None and name not in self._warned:
-            self._warned.add(name)
-            logger.warning("metric %r is sometimes a number, sometimes not (%r, left out)", name, value)
 
 
 @dataclass(slots=True)

@@ -402,6 +402,11 @@ def test_lists(write: Write, experiment_folder: Path) -> None:
     assert [e.name for e in list_experiments(experiment_filter=lambda e: (e.best_value or 0) < 2)] == ["old"]
     assert [e.name for e in list_experiments(root=experiment_folder / "group")] == ["new"]
     assert get_metadata(root=experiment_folder / "nowhere") == {}
+    twin = write("zoo/new", st_tuner_creation_timestamp=5.0)
+    twin.start(0, lr=0.5)
+    twin.report(0, epoch=1, accuracy=0.5)
+    assert set(get_metadata()) == {"old", "new", "zoo/new", "middle", "empty"}
+    assert [e.name for e in list_experiments()] == ["new", "new", "middle", "old"]
 
 
 def test_loading_is_lazy(three_trials: Writer) -> None:

@@ -205,15 +205,14 @@ def test_other_signals_are_the_scripts_own_fault(write: Callable[..., Path]) -> 
     assert [r["reason"] for r in records(tuner, "status")] == ["signal SIGSEGV"]
 
 
-def supervisors() -> dict[str, int]:
-    """Pids of the guardian and the fork server below this process."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        line = " ".join(process.cmdline())
-        for name in ("_guardian", "_server"):
-            if name in line:
-                found[name] = process.pid
-    return found
+def supervisors(tuner: psutil.Process | None = None) -> dict[str, int]:
+    """Pids of the guardian and the fork server below a tuner, this process by default."""
+    for guardian in (tuner or psutil.Process()).children():
+        if any(part.endswith("_guardian.py") for part in guardian.cmdline()):
+            # Forked trials have the server's command line, but they are its children, not the guardian's.
+            servers = [p.pid for p in guardian.children() if any(a.endswith("_server.py") for a in p.cmdline())]
+            return {"_guardian": guardian.pid, **({"_server": servers[0]} if servers else {})}
+    return {}
 
 
 @pytest.mark.parametrize("who", ["_server", "_guardian"])
@@ -319,20 +318,13 @@ def wait_for_reports(journal: Path, trials: int) -> None:
     raise AssertionError("the trials did not report")
 
 
-def children_named(process: subprocess.Popen[str], name: str) -> int:
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if name in " ".join(child.cmdline()):
-            return child.pid
-    raise AssertionError(f"no {name}")
-
-
 def check_death(who: tuple[str, ...], write: Callable[..., Path], folder: Path, mark: str) -> float:
     """Kill processes of a running experiment; return after how many seconds nothing of it was left."""
     process = start_marked(launcher_script(write, write(WITH_FAMILY)), folder, mark)
     try:
         wait_for_reports(folder / "killed" / "journal.jsonl", trials=2)
         assert len(tagged(mark)) >= 2 + 2 * 4
-        pids = [process.pid if name == "tuner" else children_named(process, name) for name in who]
+        pids = [process.pid if name == "tuner" else supervisors(psutil.Process(process.pid))[name] for name in who]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         start = time.monotonic()

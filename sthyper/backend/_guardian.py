@@ -1,8 +1,8 @@
-"""The guardian: a small process between tuner and fork server that outlives both for as long as it takes to clean up.
+"""The guardian: a small process between tuner and fork server that outlives both for long enough to clean up.
 
-Run by path as ``python -I -S _guardian.py LIFE_FD CONTROL_FD TUNER_PID SERVER_SCRIPT``. It starts the fork server, hands
-it the control socket, and then only watches. When the tuner's end of the life socket closes, the tuner dies, the
-server dies or SIGTERM comes, it ends everything below it and exits. As a subreaper it inherits what the server
+Run by path as ``python -I -S _guardian.py LIFE_FD CONTROL_FD TUNER_PID SERVER_SCRIPT``. It starts the fork server,
+hands it the control socket, and then only watches. When the tuner's end of the life socket closes, the tuner dies,
+the server dies or SIGTERM comes, it ends everything below it and exits. As a subreaper it inherits what the server
 leaves behind, so nobody can escape by leaving the session or by forking twice.
 """
 

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 __all__ = [
     "LINUX",
+    "MARK_NAME",
+    "MARK_WIDTH",
     "ProcessInfo",
     "create_time",
     "descendants",
@@ -35,6 +37,9 @@ __all__ = [
 ]
 
 LINUX = sys.platform == "linux"
+MARK_NAME = "STHYPER_TREE"
+"""Environment variable with the number, ``MARK_WIDTH`` digits, of the trial to which a process belongs."""
+MARK_WIDTH = 16
 SWEEP_LIMIT = 30.0
 """Seconds after which a sweep gives up on processes that SIGKILL does not end (they hang in the kernel)."""
 

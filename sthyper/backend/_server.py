@@ -27,6 +27,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # this file's folder: its modules must not be found by the names that libraries import
 STARTUP_MODULES = frozenset(sys.modules)
 
+import contextlib  # noqa: E402
 import ctypes  # noqa: E402
 import gc  # noqa: E402
 import importlib  # noqa: E402
@@ -40,6 +41,7 @@ import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
+import weakref  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
@@ -58,8 +60,6 @@ else:
 
     _lines, _processes, _trial_process = map(_sibling, ("_lines", "_processes", "_trial_process"))
 
-MARK_NAME = "STHYPER_TREE"
-MARK_WIDTH = 16
 THREADS_NAME = "OMP_NUM_THREADS"
 
 LEFTOVER_GRACE = 5.0
@@ -88,6 +88,7 @@ class _Trial:
     term_at: float = math.inf
     kill_at: float = math.inf
     forced: bool = False
+    gave_up: bool = False
 
     def next_step(self, now: float) -> float:
         """Return when this trial must be looked at again, should nothing be heard until then."""
@@ -110,6 +111,7 @@ class _Server:
         self._number = 0
         self._tried: set[str] = set()
         self._thread_controls: list[Any] = []
+        self._finalizers: list[weakref.finalize[Any, Any]] = []
         self._unsafe: str | None = None
         self._warned_of: set[str] = set()
         self._importing = False
@@ -117,11 +119,15 @@ class _Server:
         # The mark in this process's own block of the environment; children overwrite their copy.
         getenv = _processes.libc.getenv
         getenv.restype = ctypes.c_void_p
-        self._mark_address: int | None = getenv(MARK_NAME.encode())
+        self._mark_address: int | None = getenv(_processes.MARK_NAME.encode())
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
-        ours = {signal.SIGTERM: self._on_term, signal.SIGINT: signal.SIG_IGN, signal.SIGCHLD: lambda *_: None}
+        ours: dict[int, Any] = {
+            signal.SIGTERM: self._on_term,
+            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGCHLD: lambda *_: None,
+        }
         self._handlers = {number: signal.signal(number, handler) for number, handler in ours.items()}
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         _processes.subreaper()
@@ -151,6 +157,9 @@ class _Server:
         except _Terminate:
             pass
         _processes.sweep(KILL_AFTER)
+        for finalizer in reversed(self._finalizers):
+            with contextlib.suppress(Exception):
+                finalizer()
 
     def _timeout(self) -> float | None:
         now = time.monotonic()
@@ -158,11 +167,9 @@ class _Server:
         return None if step == math.inf else max(0.0, math.ceil((step - now) * 1000))
 
     def _drain(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
-        except BlockingIOError:
-            pass
 
     def _say(self, event: str, **fields: Any) -> None:
         self._control.send({"event": event, **fields})
@@ -172,13 +179,8 @@ class _Server:
 
     # ---- loading libraries -----------------------------------------------------------------------------
 
-    def _do_hello(self, tag: list[str], threads: str | None, modules: list[str]) -> None:
+    def _do_hello(self, tag: list[str], modules: list[str]) -> None:
         self._tag = (tag[0], tag[1])
-        # One thread is this process's own setting, see the top of the file.
-        for env in (self._base_env, os.environ):
-            env.pop(THREADS_NAME, None)
-            if threads is not None:
-                env[THREADS_NAME] = threads
         self._do_preload(modules)
         self._say("ready", seconds=time.monotonic() - self._began)
 
@@ -187,7 +189,7 @@ class _Server:
         if not new:
             return
         self._tried.update(new)
-        # OpenMP and BLAS read it when they are loaded.
+        # OpenMP and BLAS read it when they are loaded; trials get their own number, see _set_threads.
         before = os.environ.get(THREADS_NAME)
         os.environ[THREADS_NAME] = "1"
         for name in new:
@@ -196,6 +198,11 @@ class _Server:
         if "numpy" in sys.modules:
             self._import("numpy.random")
             self._find_thread_pools()
+        # What libraries want to clean up at exit (temporary folders, for one) is this process's, not each trial's.
+        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+            if finalizer.atexit:
+                finalizer.atexit = False
+                self._finalizers.append(finalizer)
         os.environ.pop(THREADS_NAME)
         if before is not None:
             os.environ[THREADS_NAME] = before
@@ -231,7 +238,7 @@ class _Server:
 
     def _find_thread_pools(self) -> None:
         try:
-            import threadpoolctl
+            import threadpoolctl  # type: ignore[import-untyped]
         except ImportError:
             return
         controls = threadpoolctl.ThreadpoolController().lib_controllers
@@ -262,14 +269,14 @@ class _Server:
         if mode == "fork" and not self._may_fork(env):
             mode, argv = "exec", [sys.executable, *argv]
         self._number += 1
-        mark = f"{self._number:0{MARK_WIDTH}d}"
+        mark = f"{self._number:0{_processes.MARK_WIDTH}d}"
         # What libraries set when they were loaded is part of a forked trial's environment, as it would be by hand.
         start = self._base_env if mode == "exec" else dict(os.environ)
         full = {name: value for name, value in {**start, **env}.items() if value is not None}
         if threads is not None:
             full[THREADS_NAME] = str(threads)
             full |= {name: str(threads) for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name in full}
-        full |= {self._tag[0]: self._tag[1], MARK_NAME: mark}
+        full |= {self._tag[0]: self._tag[1], _processes.MARK_NAME: mark}
         count = _thread_count(full)
         child = _trial_process.Child(
             tuple(argv), full, cwd, stdout, stderr, seed, lambda: self._set_threads(count), STARTUP_MODULES
@@ -319,10 +326,11 @@ class _Server:
         try:
             _processes.die_with_parent(self._pid, signal.SIGKILL)
             if self._mark_address is not None:
-                ctypes.memmove(self._mark_address, mark.encode(), MARK_WIDTH)
-            _trial_process.detach(
-                child, (self._control.fileno(), self._wake_read, self._wake_write), self._handlers
-            )
+                ctypes.memmove(self._mark_address, mark.encode(), _processes.MARK_WIDTH)
+            _trial_process.detach(child, self._handlers)
+            self._control.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
             run = _trial_process.become_program if mode == "exec" else _trial_process.become_script
             code = run(child)
         except BaseException:
@@ -361,7 +369,8 @@ class _Server:
         for trial in ending:
             processes = owned[trial.key]
             stuck = bool(processes) and now > trial.kill_at + GIVE_UP_AFTER
-            if stuck:
+            if stuck and not trial.gave_up:
+                trial.gave_up = True
                 pids = ", ".join(str(info.pid) for info in processes)
                 self._warn(f"trial {trial.key}: SIGKILL does not end process {pids}; it is left alone")
             if trial.code is not None and (stuck or not processes):
@@ -396,7 +405,7 @@ class _Server:
     def _owner_of_adopted(self, child: _processes.ProcessInfo) -> str | None:
         environment = _processes.environment_of(child.pid)
         for trial in self._trials.values():
-            if MARK_NAME.encode() + b"=" + trial.mark in environment:
+            if _processes.MARK_NAME.encode() + b"=" + trial.mark in environment:
                 return trial.key
         for trial in self._trials.values():
             if trial.pid == child.session:

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import gc
 import importlib.machinery
+import itertools
 import os
 import random
 import signal
@@ -51,15 +52,13 @@ class Child:
     startup_modules: Collection[str]
 
 
-def detach(child: Child, fds: Collection[int], handlers: Mapping[int, Any]) -> None:
-    """Leave the server: its descriptors, signal handlers, session, standard streams and working directory.
+def detach(child: Child, handlers: Mapping[int, Any]) -> None:
+    """Leave the server: its signal handlers, session, standard streams and working directory.
 
     Signals must be blocked before the fork; they are let through here, once the server's handlers are gone, so that
     none is lost.
     """
     signal.set_wakeup_fd(-1)
-    for fd in fds:
-        os.close(fd)
     os.setsid()
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -104,11 +103,12 @@ def become_script(child: Child) -> int:
     with warnings.catch_warnings():
         pass
     getattr(warnings, "onceregistry", {}).clear()
-    inherited = set(sys.modules)
+    # Not a copy of all names: to touch thousands of objects that are shared with the server takes 40 ms.
+    last_inherited = next(reversed(sys.modules))
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     code = _execute(script, main)
-    return _finish(code, main, inherited)
+    return _finish(code, main, last_inherited)
 
 
 # ---- before the first user line ------------------------------------------------------------------------
@@ -143,11 +143,11 @@ def _forget_shadowed(folder: str, keep: Collection[str]) -> None:
             name = entry.name.partition(".")[0]
             if name not in sys.modules or name in keep or name in sys.builtin_module_names:
                 continue
-            found = entry.name.endswith(suffixes) or any(
+            found = entry.name.removeprefix(name) in suffixes or any(
                 os.path.exists(os.path.join(entry.path, "__init__" + suffix)) for suffix in suffixes
             )
-            origin = getattr(sys.modules[name], "__file__", None) or ""
-            if found and not os.path.realpath(origin).startswith(os.path.realpath(folder) + os.sep):
+            origin = getattr(sys.modules[name], "__file__", None) or os.sep
+            if found and not os.path.realpath(origin).startswith(folder + os.sep):
                 for loaded in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
                     del sys.modules[loaded]
 
@@ -187,6 +187,7 @@ def _exit_code(error: BaseException) -> int:
         trace = trace.tb_next
     error.__traceback__ = trace
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+    sys.last_exc = error  # type: ignore[attr-defined]
     try:
         sys.excepthook(type(error), error, trace)
     except SystemExit as exit_:
@@ -213,7 +214,7 @@ def _system_exit_code(error: SystemExit) -> int:
 # ---- after the last user line --------------------------------------------------------------------------
 
 
-def _finish(code: int, main: types.ModuleType, inherited: Collection[str]) -> int:
+def _finish(code: int, main: types.ModuleType, last_inherited: str) -> int:
     """Do what the interpreter does at its end, short of tearing down libraries that the server had loaded."""
     for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
@@ -223,7 +224,8 @@ def _finish(code: int, main: types.ModuleType, inherited: Collection[str]) -> in
     flushed = _flush()
     # Objects of the user's modules die, so that a file that was left open is written.
     threading.excepthook = lambda *_: None  # daemon threads would complain about names that vanish
-    own = [m for name, m in list(sys.modules.items()) if name not in inherited and not _is_installed(m)]
+    new = itertools.takewhile(lambda item: item[0] != last_inherited, reversed(sys.modules.items()))
+    own = [module for _, module in new if not _is_installed(module)]
     for module in (main, *own):
         _clear(vars(module))
     gc.collect()
@@ -238,8 +240,10 @@ def _is_installed(module: types.ModuleType) -> bool:
     origin = getattr(module, "__file__", None)
     if not isinstance(origin, str):
         return True
-    return "site-packages" in origin or "dist-packages" in origin or module.__name__.partition(".")[0] in (
-        sys.stdlib_module_names
+    return (
+        "site-packages" in origin
+        or "dist-packages" in origin
+        or module.__name__.partition(".")[0] in (sys.stdlib_module_names)
     )
 
 

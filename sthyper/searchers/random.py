@@ -72,7 +72,7 @@ class RandomSearcher(BaseSearcher):
         self._generator: np.random.Generator | None = None
         # Match strings of configurations that must not be suggested, in the order in which they came.
         self._excluded: dict[str, None] = {}
-        self._known_trials: set[int] = set()
+        self._known_trials: set[int] = set()  # only for looking at a trial's configuration once
         self._restricted: dict[str, dict[str, Any]] | None = None
         if restrict_configurations is not None:
             self._restricted = self._check_restricted(restrict_configurations)
@@ -109,8 +109,6 @@ class RandomSearcher(BaseSearcher):
     def _next_initial(self) -> dict[str, Any] | None:
         while (config := self.next_initial_config()) is not None:
             if self._match(config) not in self._excluded:
-                if self._pool is not None and not self.allow_duplicates:
-                    self._pool = None
                 return config
         return None
 
@@ -219,7 +217,6 @@ class RandomSearcher(BaseSearcher):
             "random_seed": self.random_seed,
             "generator": None if self._generator is None else self._generator.bit_generator.state,
             "excluded": list(self._excluded),
-            "known_trials": sorted(self._known_trials),
             "enumerating": self._enumerating,
         }
 
@@ -230,6 +227,5 @@ class RandomSearcher(BaseSearcher):
         if state["generator"] is not None:
             self._random_generator().bit_generator.state = state["generator"]
         self._excluded = dict.fromkeys(state["excluded"])
-        self._known_trials = set(state["known_trials"])
         self._enumerating = state["enumerating"]
         self._pool = None

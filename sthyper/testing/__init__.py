@@ -1,11 +1,13 @@
 """Conformance suites and known-answer problems, for the tests of this library and of its plug-ins."""
 
+from sthyper.testing.backends import BackendConformance
 from sthyper.testing.journals import canonical_journal, replay
 from sthyper.testing.schedulers import SchedulerConformance
 from sthyper.testing.searchers import SearcherConformance
 from sthyper.testing.simulation import SimulatedEvent, TrialSimulation, drive, toy_curve
 
 __all__ = [
+    "BackendConformance",
     "SchedulerConformance",
     "SearcherConformance",
     "SimulatedEvent",

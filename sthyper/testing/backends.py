@@ -26,9 +26,13 @@ _SCRIPT = """
     folder = report.checkpoint_dir
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "step")
-    done = int(open(path).read()) if os.path.exists(path) else 0
+    done = 0
+    if os.path.exists(path):
+        with open(path) as file:
+            done = int(file.read())
     for step in range(done + 1, args.steps + 1):
-        open(path, "w").write(str(step))
+        with open(path, "w") as file:
+            file.write(str(step))
         report(step=step, value=step / 2)
     if args.fail:
         raise RuntimeError("failed as it was told to")

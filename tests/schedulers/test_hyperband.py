@@ -390,9 +390,9 @@ def test_a_completed_trial_at_the_maximum_is_not_learnt_twice() -> None:
     trial = start(scheduler, 0)
     for epoch in range(1, 10):
         report(scheduler, trial, epoch, 0.5)
+    assert searcher.log[-1] == ("result", 0, 9, True)
     scheduler.on_trial_complete(trial, {"epoch": 9, "loss": 0.5})
-    assert searcher.log.count(("result", 0, 9, True)) == 1
-    assert searcher.log[-1] == ("cleanup", 0)
+    assert searcher.log[-2:] == [("result", 0, 9, True), ("cleanup", 0)]
 
 
 # ---- arguments -------------------------------------------------------------------------------------------
@@ -490,6 +490,27 @@ def test_the_seed_of_an_unseeded_scheduler_is_known_and_repeats_it() -> None:
     first = ASHA(SPACE, "loss", max_resource_attr="epochs", points_to_evaluate=[])
     second = ASHA(SPACE, "loss", max_resource_attr="epochs", points_to_evaluate=[], random_seed=first.random_seed)
     assert [first.suggest(i) for i in range(5)] == [second.suggest(i) for i in range(5)]
+
+
+def test_the_state_knows_what_was_decided_and_learnt() -> None:
+    scheduler = make(searcher=Recorder(SPACE))
+    trials = [start(scheduler, i) for i in range(3)]
+    report(scheduler, trials[0], 1, 0.5)
+    scheduler.on_trial_error(trials[1])
+    twin = make(searcher=Recorder(SPACE))
+    twin.load_state_dict(json.loads(json.dumps(scheduler.state_dict())))
+    searcher = twin.searcher
+    assert isinstance(searcher, Recorder)
+    assert [twin.milestone(i) for i in range(3)] == [None, None, 1]
+    assert report(twin, trials[0], 1, 0.0) == "PAUSE"
+    assert report(twin, trials[1], 1, 0.0) == "STOP"
+    twin.on_trial_complete(trials[0], {"epoch": 1, "loss": 0.5})
+    assert searcher.log == [("cleanup", 0)]
+    assert len(twin.rung_system.rungs[0]) == 1
+    assert report(twin, trials[2], 1, 0.4) == "PAUSE"
+    suggestion = twin.suggest(3)
+    assert suggestion is not None
+    assert suggestion.checkpoint_trial_id == 2
 
 
 def test_a_state_of_another_scheduler_is_refused() -> None:

@@ -222,6 +222,16 @@ def test_ties_are_promoted_in_the_order_of_arrival() -> None:
     assert [p.trial_id for p in iter(system.promote, None)] == [5, 2, 9]
 
 
+def test_a_trial_is_paused_where_it_reported_last() -> None:
+    system = PromotionRungSystem([1, 3], 9)
+    for trial, level, value in ((0, 1, 1.0), (1, 1, 2.0), (0, 3, 1.0), (2, 3, 2.0)):
+        system.register(trial, level, value)
+    promotion = system.promote()
+    assert promotion is not None
+    assert (promotion.trial_id, promotion.resume_from) == (0, 3)
+    assert system.promote() is None
+
+
 def test_an_ended_trial_is_never_promoted_but_counts() -> None:
     system = PromotionRungSystem([1], 3)
     for trial, value in enumerate([1.0, 2.0, 3.0, 4.0]):

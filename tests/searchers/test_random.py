@@ -155,6 +155,14 @@ def test_a_restricted_search_draws_from_its_list() -> None:
     assert {c["n"] for c in suggestions(repeated, 100) if c} == {2, 3, 4, 5}
 
 
+def test_the_list_stays_as_it_is_whatever_happens_to_suggestions() -> None:
+    searcher = RandomSearcher(SPACE, random_seed=0, restrict_configurations=CONFIGS[:1], allow_duplicates=True)
+    for trial_id in range(3):
+        config = searcher.get_config(trial_id)
+        assert config == {"lr": pytest.approx(0.1), "n": 1}
+        config.clear()
+
+
 def test_first_points_outside_the_list_are_dropped_with_a_warning() -> None:
     points = [{"lr": 0.3, "n": 3}, {"lr": 0.5, "n": 99}]
     with pytest.warns(UserWarning, match="1 of 2 configurations are dropped"):
