@@ -47,6 +47,7 @@ class Outcomes:
         self._first_failure = ""
         self._out_of_memory = 0
         self._ended_otherwise = False
+        self._now = 0.0
 
     # ---- reports -------------------------------------------------------------------------------------
 
@@ -56,7 +57,8 @@ class Outcomes:
             self.state.backend.answer(event, SchedulerDecision.STOP)
             return
         record = self.state.records[event.trial_id]
-        self._journal_event("report", event, {"metrics": event.metrics, "tuner_time": self.state.clock()})
+        self._now = self.state.clock()
+        self._journal_event("report", event, {"metrics": event.metrics, "tuner_time": self._now})
         resource = resource_of(event.metrics, self.state.scheduler.resource_attr)
         kind = judge_report(record, resource)
         if record.order is not None:
@@ -141,7 +143,7 @@ class Outcomes:
     ) -> None:
         row = {
             **result,
-            ST_TUNER_TIME: result.get(ST_TUNER_TIME, self.state.clock()),
+            ST_TUNER_TIME: result.get(ST_TUNER_TIME, self._now),
             ST_SCHEDULER_DECISION: decision,
             ST_RUN: record.run,
             ST_SEED: record.trial.seed,
@@ -175,6 +177,8 @@ class Outcomes:
         self, event: ReportEvent, answer: str, decision: str | None, counted: bool, resource: float | None = None
     ) -> None:
         rest: dict[str, Any] = {"decision": answer, "scheduler_decision": decision, "counted": counted}
+        if counted:
+            rest["milestone"] = self.state.records[event.trial_id].milestone
         if resource is not None:
             rest["resource"] = resource  # the report counted as that of its milestone
         self._journal_event("decision", event, rest)

@@ -147,12 +147,15 @@ class ExperimentResult:
         trial_id = self.best_trial_id
         if trial_id is None:
             return None
-        from sthyper.checkpoints import best_checkpoint
+        from sthyper.checkpoints import INDEX_NAME, best_checkpoint
 
         root = Path(self.metadata.get("trial_backend_path") or self.path)
         folder = root / ST_TRIALS_DIRNAME / str(trial_id) / ST_CHECKPOINTS_DIRNAME
-        found = best_checkpoint(folder)
-        return _newest_file(folder) if found is None else Path(found)
+        try:
+            found = best_checkpoint(folder)
+        except ValueError:
+            found = None  # the script's own file of that name
+        return _newest_file(folder, but=INDEX_NAME) if found is None else found
 
     def _best(self, metric: int | str) -> tuple[int, int, float] | None:
         """Return row number, trial and value of the best row."""
@@ -342,14 +345,19 @@ def _has_results(folder: Path) -> bool:
         return False
 
 
-def _newest_file(folder: Path) -> Path | None:
-    """Return the file that was written last; temporary and hidden files do not count, older copies count less."""
+def _newest_file(folder: Path, but: str) -> Path | None:
+    """Return the file that was written last; temporary and hidden files do not count, older copies count less.
+
+    Args:
+        folder: Where to look, subfolders included.
+        but: Name of a file that does not count.
+    """
     newest: tuple[bool, int, Path] | None = None
     for parent, names, files in os.walk(folder):
         names[:] = [name for name in names if not name.startswith(".")]
         for name in files:
             path = Path(parent, name)
-            if name.startswith(".") or path.suffix in (".tmp", ".part"):
+            if name == but or name.startswith(".") or path.suffix in (".tmp", ".part"):
                 continue
             try:
                 key = (path.suffix != ".previous", path.stat().st_mtime_ns, path)

@@ -253,7 +253,8 @@ class Tuner:
 
     def _finish(self) -> None:
         """The orderly end: callbacks, last journal line, processes."""
-        assert self._loop is not None and self.journal is not None
+        assert self._loop is not None
+        assert self.journal is not None
         if self._loop.state.progress is not None:
             self._loop.state.progress.finish(self.tuning_status)
         for callback in self.callbacks:
@@ -370,6 +371,8 @@ class Tuner:
             "backend": type(self.trial_backend).__name__,
             **self.scheduler.metadata(),
         }
+        if self.trial_backend_path is not None:
+            own["trial_backend_path"] = str(self.trial_backend_path.absolute())
         result = dict(metadata or {})
         for key, value in result.items():
             if key in own or key == ST_TUNER_START_TIMESTAMP:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sthyper.checkpoints import CheckpointInfo, write_index
 from sthyper.constants import ST_DATETIME_FORMAT
 from sthyper.experiment import ExperimentResult, get_metadata, list_experiments, load_experiment
 from sthyper.journal import ExperimentJournal
@@ -299,6 +300,19 @@ def test_checkpoint_of_a_plain_script(three_trials: Writer) -> None:
     assert load_experiment("exp").best_checkpoint == folder / "model.pt"
     (folder / "model.pt").unlink()
     assert load_experiment("exp").best_checkpoint == folder / "sub" / "older.pt"
+
+
+def test_checkpoint_that_was_marked_as_best(three_trials: Writer) -> None:
+    folder = three_trials.folder / "trials" / "0" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("1.pt", "2.pt", "3.pt"):
+        (folder / name).write_text(name)
+    marked = [CheckpointInfo(folder / f"{i}.pt", i, trial_id=0, best=i == 2, size=4) for i in (1, 2, 3)]
+    write_index(folder, marked)
+    assert load_experiment("exp").best_checkpoint == folder / "2.pt"
+    (folder / "index.json").write_text("the script's own")
+    os.utime(folder / "1.pt", (3e9, 3e9))
+    assert load_experiment("exp").best_checkpoint == folder / "1.pt"
 
 
 # ---- figures -----------------------------------------------------------------------------------------

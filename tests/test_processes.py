@@ -205,12 +205,19 @@ def test_other_signals_are_the_scripts_own_fault(write: Callable[..., Path]) -> 
     assert [r["reason"] for r in records(tuner, "status")] == ["signal SIGSEGV"]
 
 
+def runs_script(process: psutil.Process, name: str) -> bool:
+    try:
+        return any(part.endswith(f"{name}.py") for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def supervisors(tuner: psutil.Process | None = None) -> dict[str, int]:
     """Pids of the guardian and the fork server below a tuner, this process by default."""
     for guardian in (tuner or psutil.Process()).children():
-        if any(part.endswith("_guardian.py") for part in guardian.cmdline()):
+        if runs_script(guardian, "_guardian"):
             # Forked trials have the server's command line, but they are its children, not the guardian's.
-            servers = [p.pid for p in guardian.children() if any(a.endswith("_server.py") for a in p.cmdline())]
+            servers = [p.pid for p in guardian.children() if runs_script(p, "_server")]
             return {"_guardian": guardian.pid, **({"_server": servers[0]} if servers else {})}
     return {}
 

@@ -42,7 +42,7 @@ import time  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
 import weakref  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class _Trial:
     kill_at: float = math.inf
     forced: bool = False
     gave_up: bool = False
+    asked: set[tuple[int, int]] = field(default_factory=set)
 
     def next_step(self, now: float) -> float:
         """Return when this trial must be looked at again, should nothing be heard until then."""
@@ -380,12 +381,20 @@ class _Server:
                 trial.forced = True
                 for info in processes:
                     _processes.send_signal(info, signal.SIGKILL)
-            elif now >= trial.term_at and trial.kill_at == math.inf:
+            elif now >= trial.term_at:
+                self._ask_to_end(trial, processes, now)
+
+    def _ask_to_end(self, trial: _Trial, processes: list[_processes.ProcessInfo], now: float) -> None:
+        if trial.kill_at == math.inf:
+            trial.kill_at = now + trial.kill_after
+        elif trial.code is None:
+            return  # what a leader starts while it ends is its way to clean up
+        for info in processes:
+            if (info.pid, info.start) not in trial.asked:
+                trial.asked.add((info.pid, info.start))
                 trial.forced = True
-                trial.kill_at = now + trial.kill_after
-                for info in processes:
-                    _processes.send_signal(info, signal.SIGTERM)
-                    _processes.send_signal(info, signal.SIGCONT)  # a stopped process hears SIGTERM when it goes on
+                _processes.send_signal(info, signal.SIGTERM)
+                _processes.send_signal(info, signal.SIGCONT)  # a stopped process hears SIGTERM when it goes on
 
     def _processes_by_trial(self) -> dict[str, list[_processes.ProcessInfo]]:
         """Return the living processes of each trial (the rule is at the top of the file)."""

@@ -55,14 +55,13 @@ class Child:
 def detach(child: Child, handlers: Mapping[int, Any]) -> None:
     """Leave the server: its signal handlers, session, standard streams and working directory.
 
-    Signals must be blocked before the fork; they are let through here, once the server's handlers are gone, so that
-    none is lost.
+    Signals must be blocked before the fork; they are let through here, once the server's handlers are gone and the
+    trial's files are there, so that none is lost.
     """
     signal.set_wakeup_fd(-1)
     os.setsid()
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for path, flags, target in (
         (child.stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 2),
         (child.stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1),
@@ -72,6 +71,7 @@ def detach(child: Child, handlers: Mapping[int, Any]) -> None:
         os.dup2(fd, target)
         os.close(fd)
     os.chdir(child.cwd)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def become_program(child: Child) -> int:
@@ -228,7 +228,7 @@ def _finish(code: int, main: types.ModuleType, last_inherited: str) -> int:
     own = [module for _, module in new if not _is_installed(module)]
     for module in (main, *own):
         _clear(vars(module))
-    gc.collect()
+        gc.collect()  # soon done: the server's own objects are frozen
     flushed = _flush() and flushed
     if code == _INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -153,6 +153,7 @@ class TrialScheduler(ABC):
             "metric_names": self.metric_names(),
             "metric_mode": self.metric_mode(),
             "scheduler_name": type(self).__name__,
+            "resource_attr": self.resource_attr,
             "config_space": json.dumps(config_space_to_json_dict(self.config_space)),
         }
 
