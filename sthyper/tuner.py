@@ -166,7 +166,23 @@ class Tuner:
             raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
         self.trial_backend.set_path(self.trial_backend_path or self.tuner_path, self.name)
         lock = ExperimentLock(self.tuner_path)
-        finished = False
+        try:
+            self._run_locked()
+        finally:
+            if self.journal is not None:
+                self.journal.close()
+            lock.release()
+        assert self._loop is not None
+        from sthyper.experiment import load_experiment
+
+        if self._loop.state.error is not None:
+            raise self._loop.state.error
+        if self._loop.interrupt is not None:
+            warnings.warn(f"tuning ended early: {self._loop.interrupt}", RuntimeWarning, stacklevel=2)
+        return load_experiment(str(self.tuner_path))
+
+    def _run_locked(self) -> None:
+        looped = ended = False
         try:
             self.trial_backend.open(self._context())
             self._clock.start_of_time()
@@ -179,21 +195,12 @@ class Tuner:
                 for callback in self.callbacks:
                     callback.on_tuning_start(self)
                 self.trial_backend.run_loop(self._loop.run)
-                finished = True
+                looped = True
                 self._finish()
+                ended = True
         finally:
-            if not finished:
-                self._give_up()
-            if self.journal is not None:
-                self.journal.close()
-            lock.release()
-        from sthyper.experiment import load_experiment
-
-        if self._loop.state.error is not None:
-            raise self._loop.state.error
-        if self._loop.interrupt is not None:
-            warnings.warn(f"tuning ended early: {self._loop.interrupt}", RuntimeWarning, stacklevel=2)
-        return load_experiment(str(self.tuner_path))
+            if not ended:
+                self._give_up(tell_callbacks=self._loop is not None and not looped)
 
     def stop(self) -> None:
         """End the experiment soon, as Ctrl-C does; may be called from callbacks and other threads."""
@@ -264,14 +271,14 @@ class Tuner:
         self.journal.append({"type": "end", "reason": reason, "tuner_time": self._time()})
         self.trial_backend.close()
 
-    def _give_up(self) -> None:
+    def _give_up(self, tell_callbacks: bool) -> None:
         """An exception or the second Ctrl-C: leave at once, the supervisor ends the trials."""
         kind = sys.exc_info()[0]
         at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
-        if self.journal is not None and self._loop is not None and not at_once:
+        self.trial_backend.close(wait=not at_once)
+        if tell_callbacks and not at_once:
             for callback in self.callbacks:
                 callback.on_tuning_end()
-        self.trial_backend.close(wait=not at_once)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

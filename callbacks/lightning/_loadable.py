@@ -23,7 +23,7 @@ def find_unloadable(path: Path, content: Mapping[str, Any]) -> str | None:
         content: What was saved.
 
     Returns:
-        ``None`` if it loads with ``weights_only=True``, otherwise a message that names the first key whose value does not.
+        ``None`` if it loads with ``weights_only=True``; else a message that names the first key whose value does not.
     """
     if path.is_dir():
         return None
@@ -44,8 +44,8 @@ def find_unloadable(path: Path, content: Mapping[str, Any]) -> str | None:
     if keys[0] in _HPARAMS:
         advice = f"leave it out by self.save_hyperparameters(ignore=[{keys[-1]!r}]), or {advice}"
     return (
-        f"{name} of the checkpoint is of type {kind}, which torch.load(weights_only=True) does not load, so that a paused "
-        f"trial could not be resumed; {advice}"
+        f"{name} of the checkpoint is of type {kind}, which torch.load(weights_only=True) does not load, so that a "
+        f"paused trial could not be resumed; {advice}"
     )
 
 

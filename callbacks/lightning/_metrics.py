@@ -98,9 +98,9 @@ class MetricReader:
                 return None
             names = sorted(map(str, available))
             raise MissingMetric(
-                f"metric {absent[0]!r} was not logged{closest(absent[0], names)}; there are: {', '.join(names) or 'none'}. "
-                f"Log it with self.log({absent[0]!r}, value, on_epoch=True) in the LightningModule, or pass "
-                "TuneReportCallback(..., missing='skip') to report only the epochs that have it"
+                f"metric {absent[0]!r} was not logged{closest(absent[0], names)}; there are: "
+                f"{', '.join(names) or 'none'}. Log it with self.log({absent[0]!r}, value, on_epoch=True) in the "
+                "LightningModule, or pass TuneReportCallback(..., missing='skip') to report only epochs that have it"
             )
         return {name: _number(source, available[source]) for name, source in self.sources.items()}
 

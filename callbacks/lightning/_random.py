@@ -35,7 +35,7 @@ def capture_generators(trainer: Trainer) -> dict[str, Any]:
 def restore_generators(trainer: Trainer, state: dict[str, Any]) -> None:
     """Put the generators of this rank into the states that :func:`capture_generators` returned."""
     random.setstate(_tuples(state["python"]))
-    np.random.set_state(_numpy_arrays(state["numpy"]))
+    np.random.set_state(_numpy_arrays(state["numpy"]))  # noqa: NPY002 (the user's code may draw from it)
     # A checkpoint may have been loaded onto another device; generators want their states on the CPU.
     torch.set_rng_state(state["torch"].cpu())
     device = trainer.strategy.root_device
@@ -47,7 +47,7 @@ def restore_generators(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def _numpy_state() -> dict[str, Any]:
-    state: Any = np.random.get_state(legacy=False)
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     inner = {name: value.tolist() if name == "key" else int(value) for name, value in state["state"].items()}
     return {
         "bit_generator": str(state["bit_generator"]),

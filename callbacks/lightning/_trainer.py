@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loops.loop import _Loop
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 __all__ = [
+    "add_callback",
+    "callbacks_of",
     "catch_up_plateau_schedulers",
     "drop_finders",
+    "found_batch_size",
     "is_search_for_lr_or_batch_size",
     "move_to_trial",
+    "remove_callbacks",
     "restore_in_fit",
     "resume_epoch_exactly",
     "silence",
@@ -55,7 +66,7 @@ def restore_in_fit(trainer: Trainer, path: str) -> Callable[[], None]:
     def restore_loops_exactly() -> None:
         vars(connector).pop("restore_loops", None)
         restore_loops()
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.processed:
             # With max_steps Lightning takes a finished epoch for a broken one, and counts it twice.
             _mark_as_not_restarting(trainer.fit_loop)
@@ -78,9 +89,9 @@ def _mark_as_not_restarting(loop: Any) -> None:
 def resume_epoch_exactly(trainer: Trainer) -> None:
     """Let the first epoch after a restore begin as any other; to be called in ``on_train_start``.
 
-    Lightning keeps the loader's iterator that it made before, which has drawn the order of the batches already, and skips
-    the plateau schedulers at the end of the epoch. Marked as not resuming it makes a new iterator at the start of the
-    epoch, from the generators restored meanwhile.
+    Lightning keeps the loader's iterator that it made before, which has drawn the order of the batches already, and
+    skips the plateau schedulers at the end of the epoch. Marked as not resuming it makes a new iterator at the start of
+    the epoch, from the generators restored meanwhile.
     """
     trainer.fit_loop._resuming_from_checkpoint = False
     # Not by the property, which would reach the inner loops: these do need to know where they were.
@@ -98,7 +109,8 @@ def skip_batches(trainer: Trainer) -> None:
     if fetcher is None or fetcher.combined_loader._state_dicts():
         return
     seen = loop.epoch_loop.batch_progress.current.ready
-    iter(fetcher)
+    if trainer.current_epoch > 0:
+        iter(fetcher)  # in the first epoch Lightning uses the iterator that it makes together with the loader
     for _ in range(seen):
         next(fetcher)
     fetcher.fetched -= seen  # Lightning adds them
@@ -107,7 +119,7 @@ def skip_batches(trainer: Trainer) -> None:
 def catch_up_plateau_schedulers(trainer: Trainer, module: LightningModule, epochs_done: int) -> None:
     """Step ``ReduceLROnPlateau`` for the epoch at whose end the checkpoint was written.
 
-    Lightning steps it after the last hook of an epoch in which a checkpoint can be saved, so that the step is not in it.
+    Lightning steps it after the last hook of an epoch in which a checkpoint can be saved: the step is not in it.
     """
     if not module.automatic_optimization:
         return
@@ -126,11 +138,17 @@ def is_search_for_lr_or_batch_size(trainer: Trainer) -> bool:
 def drop_finders(trainer: Trainer) -> None:
     """Remove the finder callbacks: what they found in the first run is restored, and they would undo the restore."""
     finders = _finders(trainer)
-    trainer.callbacks = [c for c in trainer.callbacks if c not in finders]
+    remove_callbacks(trainer, lambda callback: callback in finders)
+
+
+def found_batch_size(trainer: Trainer) -> dict[str, int]:
+    """Return attribute of the module or data module -> batch size, as a ``BatchSizeFinder`` found it in this run."""
+    finders = [c for c in _finders(trainer) if isinstance(c, BatchSizeFinder)]
+    return {c._batch_arg_name: int(c.optimal_batch_size) for c in finders if c.optimal_batch_size is not None}
 
 
 def _finders(trainer: Trainer) -> list[Any]:
-    return [c for c in trainer.callbacks if isinstance(c, LearningRateFinder | BatchSizeFinder)]
+    return [c for c in callbacks_of(trainer) if isinstance(c, LearningRateFinder | BatchSizeFinder)]
 
 
 def move_to_trial(trainer: Trainer, folder: Path) -> None:
@@ -141,20 +159,41 @@ def move_to_trial(trainer: Trainer, folder: Path) -> None:
     The latter is the same in all runs of a trial, so that a resumed ``ModelCheckpoint`` knows its files again.
     """
     if os.path.realpath(trainer.default_root_dir) == os.path.realpath(os.getcwd()):
-        trainer._default_root_dir = str(folder)
+        _untyped(trainer)._default_root_dir = str(folder)
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger | CSVLogger) and logger._experiment is None:
-            if os.path.realpath(logger.save_dir) == os.path.realpath(os.getcwd()):
-                logger._root_dir = str(folder)
-                if isinstance(logger, CSVLogger):
-                    logger._save_dir = str(folder)
-                elif logger._version is None:
-                    logger._version = 0  # TensorBoard joins the files of all runs; CSV files would be overwritten
-    for callback in trainer.callbacks:
+        if not isinstance(logger, TensorBoardLogger | CSVLogger) or logger._experiment is not None:
+            continue
+        if os.path.realpath(logger.save_dir) == os.path.realpath(os.getcwd()):
+            logger._root_dir = str(folder)
+            if isinstance(logger, CSVLogger):
+                logger._save_dir = str(folder)
+            elif logger._version is None:
+                logger._version = 0  # TensorBoard joins the files of all runs; CSV files would be overwritten
+    for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints")
 
 
 def silence(trainer: Trainer) -> None:
     """Take progress bar and model summary away."""
-    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ProgressBar | ModelSummary)]
+    remove_callbacks(trainer, lambda callback: isinstance(callback, ProgressBar | ModelSummary))
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of a Trainer."""
+    return list(_untyped(trainer).callbacks)
+
+
+def add_callback(trainer: Trainer, callback: Callback) -> None:
+    """Put a callback behind all others."""
+    # A new list: hooks that are just being called go over the old one.
+    _untyped(trainer).callbacks = [*callbacks_of(trainer), callback]
+
+
+def remove_callbacks(trainer: Trainer, which: Callable[[Callback], bool]) -> None:
+    """Take the callbacks away for which ``which`` is true."""
+    _untyped(trainer).callbacks = [c for c in callbacks_of(trainer) if not which(c)]
+
+
+def _untyped(trainer: Trainer) -> Any:
+    return trainer  # these attributes are set where type checkers do not see it

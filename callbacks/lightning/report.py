@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from sthyper.callbacks.lightning import _trainer
-from sthyper.callbacks.lightning._checkpoints import CheckpointFolder, Keep
-from sthyper.callbacks.lightning._loadable import find_unloadable
+from sthyper.callbacks.lightning._checkpoints import Keep
 from sthyper.callbacks.lightning._metrics import MetricReader, name_metrics
-from sthyper.callbacks.lightning._random import capture_generators, restore_generators
+from sthyper.callbacks.lightning._ranks import on_rank_zero
+from sthyper.callbacks.lightning._saving import TrialCheckpoints
 from sthyper.constants import ENV_VERBOSE
 from sthyper.errors import closest
 from sthyper.report import Reporter, TrialExit
@@ -45,26 +43,27 @@ class TuneReportCallback(Callback):
     process (:class:`sthyper.report.TrialExit`); scripts that want to know sooner read :attr:`decision`.
     ``min_epochs`` and ``min_steps`` of the Trainer delay the end and are warned of.
 
-    *Checkpoints.* Before each report a checkpoint is saved in the trial's folder. A resumed trial is restored from it by
-    itself: model, optimisers, schedulers, loops, callbacks and random generators (of ``random``, NumPy, torch, and of the
-    loaders and their samplers), so that it ends with the same weights as a run without a pause, bit for bit, where the
-    training itself is deterministic. Other generators belong into the state of the module. After a checkpoint in the
-    middle of an epoch (``on="validation_end"`` with ``val_check_interval``) the loader runs through the batches that were
-    seen before, unless it has a ``state_dict``. Use one ``fit`` a script.
+    *Checkpoints.* Before each report a checkpoint is saved in the trial's folder. A resumed trial is restored from it
+    by itself: model, optimisers, schedulers, loops, callbacks and random generators (of ``random``, NumPy, torch, and
+    of the loaders and their samplers). Where training itself is deterministic it ends with the weights of a run
+    without a pause, bit for bit. Other generators belong into the state of the module; workers that persist over epochs
+    and draw numbers start anew. After a checkpoint in the middle of an epoch (``on="validation_end"`` with
+    ``val_check_interval``) the loader runs through the batches seen before, unless it has a ``state_dict``; gradients
+    that wait for ``accumulate_grad_batches`` are lost there. Use one ``fit`` a script.
 
     *Files and console.* In a trial, files that would go to the working directory go to ``lightning/`` in the trial's
-    folder (``default_root_dir``, TensorBoard and CSV logs, ``ModelCheckpoint`` without ``dirpath``), the configuration is
-    written to all loggers, and there is no progress bar and no model summary unless ``STHYPER_VERBOSE=1``.
+    folder (``default_root_dir``, TensorBoard and CSV logs, ``ModelCheckpoint`` without ``dirpath``), the configuration
+    is written to all loggers, and there is no progress bar and no model summary unless ``STHYPER_VERBOSE=1``.
 
     Run by hand, outside an experiment, the script trains as usual; reports are printed.
 
     Args:
-        metrics: What to report: the name of a metric that was logged with ``self.log``, a list of names, or a dictionary
-            of reported name -> logged name (``{"accuracy": "val/acc"}``). The scheduler's metric must be among the
-            reported names.
+        metrics: What to report: the name of a metric that was logged with ``self.log``, a list of names, or a
+            dictionary of reported name -> logged name (``{"accuracy": "val/acc"}``). The scheduler's metric must be
+            among the reported names.
         on: When: ``"train_epoch_end"``, or ``"validation_end"`` for several validations an epoch.
-        every_n_epochs: Report every n-th epoch (with ``"validation_end"``: validation) and the last one. The rung levels
-            of the scheduler must be among them.
+        every_n_epochs: Report every n-th epoch (with ``"validation_end"``: validation) and the last one. The rung
+            levels of the scheduler must be among them.
         resource_attr: Name under which the resource is reported: the epochs done, or with ``"validation_end"`` the
             validation runs so far (sanity check excluded, earlier runs of the trial included).
         checkpoint: Whether to save checkpoints. Without them a resumed trial trains again from the start.
@@ -110,20 +109,14 @@ class TuneReportCallback(Callback):
         self._resource = 0
         self._validations = 0
         self._best: dict[str, Any] | None = None
-        self._saved: dict[str, Any] = {}
-        self._restored: dict[str, Any] | None = None
-        self._at_epoch_start: dict[str, Any] = {}
         self._had_fit = False
         self._start()
 
     def _start(self) -> None:
-        """Make what belongs to this process and is neither saved nor pickled."""
+        """Make what belongs to this process and is not pickled."""
         self._reporter = Reporter(on_stop="return")
-        self._folder: CheckpointFolder | None = None
+        self._checkpoints = TrialCheckpoints(self.keep, self.resource_attr, self.on == "train_epoch_end")
         self._last: _RunsLast | None = None
-        self._cancel_restore: Callable[[], None] | None = None
-        self._content: dict[str, Any] | None = None
-        self._checked = False
 
     # ---- what scripts may ask ------------------------------------------------------------------------
 
@@ -152,7 +145,7 @@ class TuneReportCallback(Callback):
             "validations": self._validations,
             "best": self._best,
             "metrics": self._reader.state_dict(),
-            **self._saved,
+            **self._checkpoints.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -162,10 +155,10 @@ class TuneReportCallback(Callback):
         # The best of another trial, whose checkpoint this one was started from, is not this one's.
         self._best = state_dict["best"] if state_dict["trial_id"] == self._reporter.trial_id else None
         self._reader.load_state_dict(state_dict["metrics"])
-        self._restored = state_dict
+        self._checkpoints.load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_reporter", "_folder", "_last", "_cancel_restore", "_content", "_checked", "_log", "log_dict")
+        own = ("_reporter", "_checkpoints", "_last", "_log", "log_dict")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -204,20 +197,27 @@ class TuneReportCallback(Callback):
         """
         if not isinstance(trainer, Trainer):
             raise TypeError(
-                f"TuneReportCallback belongs to a Trainer of lightning.pytorch, got one of {type(trainer).__module__}: the "
-                "packages `lightning` and `pytorch_lightning` do not mix; write `import lightning.pytorch as pl`"
+                f"TuneReportCallback belongs to a Trainer of lightning.pytorch, got one of {type(trainer).__module__}: "
+                "the packages `lightning` and `pytorch_lightning` do not mix; write `import lightning.pytorch as pl`"
             )
         if self._decision != _CONTINUE:
             raise TrialExit(self._decision)
-        if stage != TrainerFn.FITTING or trainer.fast_dev_run or _trainer.is_search_for_lr_or_batch_size(trainer):
+        if (
+            stage != TrainerFn.FITTING
+            or not self._is_training(trainer)
+            or _trainer.is_search_for_lr_or_batch_size(trainer)
+        ):
             return
         self._reporter.send_rank(trainer.global_rank, trainer.world_size)
         self._move_in(trainer)
         self._check_objective()
         self._warn_of_minimum(trainer)
         self._last = _RunsLast(self)
-        trainer.callbacks = [*trainer.callbacks, self._last]
-        self._find_checkpoint(trainer)
+        _trainer.add_callback(trainer, self._last)
+        folder = self._reporter.checkpoint_dir
+        if self.checkpoint and folder is not None:
+            self._checkpoints.open(trainer, folder, self._reporter.trial_id, restore=not self._had_fit)
+        self._had_fit = True
         config = self._reporter.config
         if config:
             for logger in trainer.loggers:
@@ -237,8 +237,8 @@ class TuneReportCallback(Callback):
         expected = objective.get("resource_attr")
         if expected is not None and expected != self.resource_attr:
             raise ValueError(
-                f"the scheduler's resource_attr is {expected!r}, but TuneReportCallback reports {self.resource_attr!r}: "
-                f"pass resource_attr={expected!r}"
+                f"the scheduler's resource_attr is {expected!r}, but TuneReportCallback reports "
+                f"{self.resource_attr!r}: pass resource_attr={expected!r}"
             )
 
     def _warn_of_minimum(self, trainer: Trainer) -> None:
@@ -253,62 +253,24 @@ class TuneReportCallback(Callback):
                 "script that is tuned"
             )
 
-    def _find_checkpoint(self, trainer: Trainer) -> None:
-        path, run_before = self._reporter.checkpoint_dir, self._had_fit
-        self._had_fit = True
-        if not self.checkpoint or path is None:
-            return
-        # Ranks may see different folders; rank 0 decides.
-        path = str(trainer.strategy.broadcast(path))
-        self._folder = CheckpointFolder(path, self.keep, self.resource_attr, self._reporter.trial_id)
-        if run_before:
-            return
-        found = self._folder.find() if trainer.is_global_zero else None
-        resume_from = trainer.strategy.broadcast(None if found is None else str(found.path))
-        if trainer.is_global_zero:
-            self._folder.forget_after(0 if found is None else found.resource)
-        if resume_from is not None:
-            _trainer.drop_finders(trainer)
-            self._cancel_restore = _trainer.restore_in_fit(trainer, resume_from)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a ``fit`` whose model is restored."""
+        if self._is_training(trainer):
+            self._checkpoints.fit_starts(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the rest of a restored state in place."""
-        state = self._restored
-        if state is None or "random" not in state or not self._is_training(trainer):
-            return
-        trainer.callback_metrics.update({k: v.to(pl_module.device) for k, v in state["callback_metrics"].items()})
-        if self.on == "train_epoch_end":
-            _trainer.catch_up_plateau_schedulers(trainer, pl_module, self._resource)
-        elif "random_at_epoch_start" in state:
-            self._restore_generators(trainer, "random_at_epoch_start")
-            _trainer.skip_batches(trainer)
-        _trainer.resume_epoch_exactly(trainer)
-        trainer.should_stop = trainer.should_stop or state["should_stop"]
-        self._restore_generators(trainer)
+        if self._is_training(trainer):
+            self._checkpoints.training_starts(trainer, pl_module, self._resource)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an epoch."""
         self._reader.epoch_starts()
-        if self._restored is not None:
-            # Once more, for hooks that drew numbers since: an uninterrupted run does not have them here.
-            self._restore_generators(trainer)
+        self._checkpoints.epoch_starts(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Training goes on: the restored state is used up."""
-        self._restored = None
-
-    def _restore_generators(self, trainer: Trainer, key: str = "random") -> None:
-        assert self._restored is not None
-        states = self._restored.get(key)
-        if not states:
-            return
-        if len(states) != trainer.world_size:
-            rank_zero_warn(
-                f"the checkpoint holds the random generators of {len(states)} ranks, now there are {trainer.world_size}: "
-                "they are not restored"
-            )
-            return
-        restore_generators(trainer, states[trainer.global_rank])
+        """Go on training."""
+        self._checkpoints.batch_starts()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what was logged before the validation."""
@@ -333,23 +295,21 @@ class TuneReportCallback(Callback):
         self._release(trainer)
 
     def _release(self, trainer: Trainer) -> None:
-        if self._cancel_restore is not None:
-            self._cancel_restore()
-            self._cancel_restore = None
+        self._checkpoints.close()
         if self._last is not None:
-            trainer.callbacks = [c for c in trainer.callbacks if c is not self._last]
+            _trainer.remove_callbacks(trainer, lambda callback: callback is self._last)
             self._last = None
-        self._content = None
 
     # ---- reports -------------------------------------------------------------------------------------
 
     def _is_training(self, trainer: Trainer) -> bool:
-        return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run
+        fast_dev_run = getattr(trainer, "fast_dev_run", False)
+        return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast_dev_run
 
     def _before_epoch(self, trainer: Trainer) -> None:
         """All other callbacks have seen the start of the epoch."""
-        if self.on == "validation_end" and self._folder is not None and self._is_training(trainer):
-            self._at_epoch_start = capture_generators(trainer)
+        if self._is_training(trainer):
+            self._checkpoints.epoch_started(trainer)
 
     def _after_epoch(self, trainer: Trainer) -> None:
         """All other callbacks have seen the end of the epoch."""
@@ -367,32 +327,16 @@ class TuneReportCallback(Callback):
             return
         if resource % self.every_n_epochs and not is_last:
             return
-        values = self._on_rank_zero(trainer, lambda: self._reader.read(trainer))
+        values = on_rank_zero(trainer, lambda: self._reader.read(trainer))
         if values is None:
             return
         self._resource = resource
         improved = self._update_best(values, resource)
-        if self._folder is not None:
-            self._save(trainer, resource, improved)
-        self._decision = self._on_rank_zero(trainer, lambda: self._reporter(**{self.resource_attr: resource}, **values))
-        if self._folder is not None and trainer.is_global_zero:
-            self._folder.prune()
+        self._checkpoints.save(trainer, resource, improved)
+        self._decision = on_rank_zero(trainer, lambda: self._reporter(**{self.resource_attr: resource}, **values))
+        self._checkpoints.report_answered(trainer)
         if self._decision != _CONTINUE:
             trainer.should_stop = True
-
-    @staticmethod
-    def _on_rank_zero(trainer: Trainer, function: Callable[[], Any]) -> Any:
-        """Return what ``function`` returns on rank 0, or raise what it raises there, on all ranks."""
-        result: tuple[Any, BaseException | None] = (None, None)
-        if trainer.is_global_zero:
-            try:
-                result = (function(), None)
-            except (Exception, TrialExit) as error:
-                result = (None, error)
-        value, error = trainer.strategy.broadcast(result)
-        if error is not None:
-            raise error
-        return value
 
     def _update_best(self, values: dict[str, float], resource: int) -> bool:
         """Return whether the scheduler's metric is better than ever before in this trial."""
@@ -408,39 +352,12 @@ class TuneReportCallback(Callback):
         self._best = {"value": value, "resource": resource}
         return True
 
-    # ---- checkpoints ---------------------------------------------------------------------------------
-
-    def _save(self, trainer: Trainer, resource: int, improved: bool) -> None:
-        folder = self._folder
-        assert folder is not None
-        self._saved = {
-            "random": _gather(trainer, capture_generators(trainer)),
-            "callback_metrics": {k: v.detach().cpu().clone() for k, v in trainer.callback_metrics.items()},
-            "should_stop": trainer.should_stop,
-        }
-        if not trainer.is_last_batch:
-            self._saved["random_at_epoch_start"] = _gather(trainer, self._at_epoch_start)
-        path = self._on_rank_zero(trainer, lambda: str(folder.temporary(resource)))
-        trainer.save_checkpoint(path)
-        self._saved = {}
-        content, self._content = self._content, None
-
-        def commit() -> None:
-            if not self._checked:
-                problem = find_unloadable(Path(path), content or {})
-                if problem is not None:
-                    raise TypeError(problem)
-                self._checked = True
-            folder.commit(resource, improved)
-
-        self._on_rank_zero(trainer, commit)
-
 
 class _RunsLast(Checkpoint):
     """Comes after all other callbacks, those that watch a metric (EarlyStopping, ModelCheckpoint) included.
 
-    Lightning calls these after the module's own ``on_train_epoch_end``, and tells them by their class. What they changed
-    at the end of this epoch is in the checkpoint, and what the module logged there can be reported.
+    Lightning calls these after the module's own ``on_train_epoch_end``, and tells them by their class. What they
+    changed at the end of this epoch is in the checkpoint, and what the module logged there can be reported.
     """
 
     def __init__(self, owner: TuneReportCallback) -> None:
@@ -456,13 +373,7 @@ class _RunsLast(Checkpoint):
         self._owner._after_validation(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if not self._owner._checked:
-            self._owner._content = checkpoint
-
-
-def _gather(trainer: Trainer, own: Any) -> list[Any]:
-    """Return the objects of all ranks."""
-    return [trainer.strategy.broadcast(own, src=rank) for rank in range(trainer.world_size)]
+        self._owner._checkpoints.see_content(checkpoint)
 
 
 def _is_last_epoch(trainer: Trainer) -> bool:

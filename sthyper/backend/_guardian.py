@@ -31,8 +31,6 @@ SERVER_GRACE = 3.0
 """Seconds that the server has to end its trials (SIGTERM, 2 s, SIGKILL) before the guardian kills everything."""
 TRIAL_GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL for what a dead server left behind."""
-EXIT_SERVER_DIED = 3
-"""Exit code that says the server ended first."""
 
 
 class _Guardian:
@@ -120,7 +118,7 @@ def main() -> int:
         guardian.sweep(0.0)
         return 0
     guardian.sweep(TRIAL_GRACE)
-    return EXIT_SERVER_DIED
+    return _processes.EXIT_SERVER_DIED
 
 
 if __name__ == "__main__":

@@ -65,15 +65,19 @@ class ProcessRunner:
     # ---- life ----------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
+        with contextlib.ExitStack() as undo:
+            self._selector = selectors.DefaultSelector()
+            undo.callback(self._selector.close)
+            self._wake_read, self._wake_write = socket.socketpair()
+            for end in (self._wake_read, self._wake_write):
+                undo.callback(end.close)
+                end.setblocking(False)
+            self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
+            self._channel = ChannelServer(self._token, self._selector, host=self._host, port=self._port)
+            undo.callback(self._channel.close)
+            self._start_launcher()
+            undo.pop_all()
         self._open = True
-        # The guardian first: it starts importing while the tuner goes on.
-        self._start_launcher()
-        self._channel = ChannelServer(self._token, self._selector, host=self._host, port=self._port)
 
     def close(self, wait: bool) -> None:
         if not self._open:

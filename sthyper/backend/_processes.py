@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 __all__ = [
+    "EXIT_SERVER_DIED",
     "LINUX",
     "MARK_NAME",
     "MARK_WIDTH",
@@ -40,6 +40,8 @@ LINUX = sys.platform == "linux"
 MARK_NAME = "STHYPER_TREE"
 """Environment variable with the number, ``MARK_WIDTH`` digits, of the trial to which a process belongs."""
 MARK_WIDTH = 16
+EXIT_SERVER_DIED = 3
+"""Exit code of a guardian whose server ended first."""
 SWEEP_LIMIT = 30.0
 """Seconds after which a sweep gives up on processes that SIGKILL does not end (they hang in the kernel)."""
 
@@ -99,7 +101,7 @@ def process_info(pid: int) -> ProcessInfo | None:
 
 def environment_of(pid: int) -> list[bytes]:
     """Return the ``NAME=value`` entries that a process was started with; empty if it is gone or not ours."""
-    return _read(f"/proc/{pid}/environ").split(b"\0") if LINUX else []
+    return [entry for entry in _read(f"/proc/{pid}/environ").split(b"\0") if entry] if LINUX else []
 
 
 def tagged(name: str, value: str) -> list[ProcessInfo]:
@@ -198,16 +200,13 @@ def _prctl(option: int, value: int) -> None:
 def send_signal(info: ProcessInfo, signum: int) -> bool:
     """Send a signal to exactly this process, not to a later one with the same pid; return whether it was sent."""
     try:
-        if not LINUX:
-            os.kill(info.pid, signum)
-            return True
         try:
             fd = os.pidfd_open(info.pid)
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EPERM, errno.EMFILE, errno.ENFILE):  # old kernel, sandbox, no fds
-                os.kill(info.pid, signum)
-                return True
-            raise
+        except (AttributeError, OSError) as error:
+            if isinstance(error, ProcessLookupError):
+                return False
+            os.kill(info.pid, signum)  # no such call here (old kernel, sandbox, macOS), or no descriptor left
+            return True
         try:
             now = process_info(info.pid)
             if now is None or now.start != info.start:

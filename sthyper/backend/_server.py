@@ -29,24 +29,20 @@ STARTUP_MODULES = frozenset(sys.modules)
 
 import contextlib  # noqa: E402
 import ctypes  # noqa: E402
-import gc  # noqa: E402
-import importlib  # noqa: E402
 import importlib.util  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
 import select  # noqa: E402
 import signal  # noqa: E402
 import socket  # noqa: E402
-import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
-import weakref  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from sthyper.backend import _lines, _processes, _trial_process
+    from sthyper.backend import _libraries, _lines, _processes, _trial_process
 else:
 
     def _sibling(name: str) -> Any:
@@ -58,9 +54,9 @@ else:
         spec.loader.exec_module(module)
         return module
 
-    _lines, _processes, _trial_process = map(_sibling, ("_lines", "_processes", "_trial_process"))
+    _libraries, _lines = _sibling("_libraries"), _sibling("_lines")
+    _processes, _trial_process = _sibling("_processes"), _sibling("_trial_process")
 
-THREADS_NAME = "OMP_NUM_THREADS"
 
 LEFTOVER_GRACE = 5.0
 """Seconds that the other processes of a trial may go on after its leader ended with code 0."""
@@ -71,10 +67,6 @@ GIVE_UP_AFTER = 10.0
 
 # Variables that are read when the interpreter or a library is loaded, which in a fork is long past.
 _READ_AT_LOAD = ("PYTHON", "LD_", "DYLD_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MALLOC_", "GLIBC_TUNABLES")
-
-
-class _Terminate(BaseException):
-    """SIGTERM while a library is being imported."""
 
 
 @dataclass
@@ -110,12 +102,8 @@ class _Server:
         self._trials: dict[str, _Trial] = {}
         self._owners: dict[tuple[int, int], str] = {}
         self._number = 0
-        self._tried: set[str] = set()
-        self._thread_controls: list[Any] = []
-        self._finalizers: list[weakref.finalize[Any, Any]] = []
-        self._unsafe: str | None = None
+        self._libraries = _libraries.Libraries(self._warn)
         self._warned_of: set[str] = set()
-        self._importing = False
         self._asked_to_end = False
         # The mark in this process's own block of the environment; children overwrite their copy.
         getenv = _processes.libc.getenv
@@ -137,9 +125,9 @@ class _Server:
     def _on_term(self, *_: object) -> None:
         # Only a flag: the handler may run in the middle of anything. An import, which may take seconds, is broken off.
         self._asked_to_end = True
-        if self._importing:
-            self._importing = False
-            raise _Terminate
+        if self._libraries.importing:
+            self._libraries.importing = False
+            raise _libraries.Terminate
 
     def run(self) -> None:
         poll = select.poll()
@@ -155,12 +143,11 @@ class _Server:
                 for message in self._control.receive():
                     getattr(self, "_do_" + message.pop("do"))(**message)
                 self._supervise()
-        except _Terminate:
+        except _libraries.Terminate:
             pass
-        _processes.sweep(KILL_AFTER)
-        for finalizer in reversed(self._finalizers):
-            with contextlib.suppress(Exception):
-                finalizer()
+        groups = () if _processes.LINUX else tuple(trial.pid for trial in self._trials.values())
+        _processes.sweep(KILL_AFTER, groups)
+        self._libraries.close()
 
     def _timeout(self) -> float | None:
         now = time.monotonic()
@@ -186,72 +173,7 @@ class _Server:
         self._say("ready", seconds=time.monotonic() - self._began)
 
     def _do_preload(self, modules: list[str]) -> None:
-        new = [name for name in modules if name not in self._tried]
-        if not new:
-            return
-        self._tried.update(new)
-        # OpenMP and BLAS read it when they are loaded; trials get their own number, see _set_threads.
-        before = os.environ.get(THREADS_NAME)
-        os.environ[THREADS_NAME] = "1"
-        for name in new:
-            self._import(name)
-            self._check_safe(name)
-        if "numpy" in sys.modules:
-            self._import("numpy.random")
-            self._find_thread_pools()
-        # What libraries want to clean up at exit (temporary folders, for one) is this process's, not each trial's.
-        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-            if finalizer.atexit:
-                finalizer.atexit = False
-                self._finalizers.append(finalizer)
-        os.environ.pop(THREADS_NAME)
-        if before is not None:
-            os.environ[THREADS_NAME] = before
-        gc.freeze()  # collections in trials leave these objects, and their shared pages, alone
-
-    def _import(self, name: str) -> None:
-        try:
-            self._importing = True
-            importlib.import_module(name)
-            self._importing = False
-        except _Terminate:
-            raise
-        except BaseException as error:
-            self._warn(f"{name} was not preloaded, its import failed: {type(error).__name__}: {error}")
-        finally:
-            self._importing = False
-
-    def _check_safe(self, name: str) -> None:
-        if self._unsafe is not None:
-            return
-        # A stub or a broken install has no torch.cuda.
-        cuda = getattr(sys.modules.get("torch"), "cuda", None)
-        if cuda is not None and hasattr(cuda, "is_initialized") and cuda.is_initialized():
-            self._unsafe = f"importing {name} initialised CUDA"
-        elif threading.active_count() > 1:
-            self._unsafe = f"importing {name} started a thread"
-        if self._unsafe is not None:
-            self._warn(
-                f"{self._unsafe}, which does not survive a fork; trials start in fresh interpreters (launch='exec') "
-                "instead, a few seconds slower each. Name the packages that may be preloaded, without this one: "
-                "preload=[...]"
-            )
-
-    def _find_thread_pools(self) -> None:
-        try:
-            import threadpoolctl  # type: ignore[import-untyped]
-        except ImportError:
-            return
-        controls = threadpoolctl.ThreadpoolController().lib_controllers
-        # torch has its own switch, which also covers threads that are started later.
-        self._thread_controls = [c for c in controls if "torch" not in c.filepath or c.user_api == "blas"]
-
-    def _set_threads(self, count: int) -> None:
-        for control in self._thread_controls:
-            control.set_num_threads(count)
-        torch = sys.modules.get("torch")
-        if torch is not None and hasattr(torch, "set_num_threads"):
-            torch.set_num_threads(count)
+        self._libraries.load(modules)
 
     # ---- starting --------------------------------------------------------------------------------------
 
@@ -275,12 +197,12 @@ class _Server:
         start = self._base_env if mode == "exec" else dict(os.environ)
         full = {name: value for name, value in {**start, **env}.items() if value is not None}
         if threads is not None:
-            full[THREADS_NAME] = str(threads)
+            full[_libraries.THREADS_NAME] = str(threads)
             full |= {name: str(threads) for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name in full}
         full |= {self._tag[0]: self._tag[1], _processes.MARK_NAME: mark}
         count = _thread_count(full)
         child = _trial_process.Child(
-            tuple(argv), full, cwd, stdout, stderr, seed, lambda: self._set_threads(count), STARTUP_MODULES
+            tuple(argv), full, cwd, stdout, stderr, seed, lambda: self._libraries.set_threads(count), STARTUP_MODULES
         )
         sys.stdout.flush()
         sys.stderr.flush()
@@ -306,12 +228,12 @@ class _Server:
         self._say("started", key=key, pid=pid, create_time=created)
 
     def _may_fork(self, env: dict[str, str | None]) -> bool:
-        if self._unsafe is not None:
+        if self._libraries.unsafe is not None:
             return False
         late = sorted(
             name
             for name, value in env.items()
-            if name.startswith(_READ_AT_LOAD) and name != THREADS_NAME and value != self._base_env.get(name)
+            if name.startswith(_READ_AT_LOAD) and name != _libraries.THREADS_NAME and value != self._base_env.get(name)
         )
         if late and not self._warned_of.issuperset(late):
             self._warned_of.update(late)
@@ -402,7 +324,7 @@ class _Server:
         owned: dict[str, list[_processes.ProcessInfo]] = {key: [] for key in self._trials}
         owners: dict[tuple[int, int], str] = {}
         leaders = {trial.pid: trial.key for trial in self._trials.values() if trial.code is None}
-        for child in [info for info in processes.values() if info.ppid == self._pid]:
+        for child in [info for info in processes.values() if self._is_mine(info)]:
             key = leaders.get(child.pid) or self._owner_of_adopted(child)
             if key is not None:
                 tree = [child, *_processes.descendants(processes, child.pid)]
@@ -410,6 +332,12 @@ class _Server:
                 owners |= {(info.pid, info.start): key for info in tree}
         self._owners = owners
         return owned
+
+    def _is_mine(self, info: _processes.ProcessInfo) -> bool:
+        # Without subreapers orphans go to process 1; those that kept their group can be told.
+        return info.ppid == self._pid or (
+            not _processes.LINUX and info.ppid == 1 and any(t.pid == info.session for t in self._trials.values())
+        )
 
     def _owner_of_adopted(self, child: _processes.ProcessInfo) -> str | None:
         environment = _processes.environment_of(child.pid)
@@ -430,7 +358,7 @@ class _Server:
 
 def _thread_count(env: dict[str, str]) -> int:
     """Return the number of threads that OpenMP would take in this environment."""
-    first = env.get(THREADS_NAME, "").partition(",")[0].strip()
+    first = env.get(_libraries.THREADS_NAME, "").partition(",")[0].strip()
     if first.isdigit() and int(first) > 0:
         return int(first)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

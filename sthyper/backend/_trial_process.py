@@ -167,9 +167,10 @@ def _execute(script: str, main: types.ModuleType) -> int:
         __spec__=None,
         __loader__=importlib.machinery.SourceFileLoader("__main__", script),
         __builtins__=sys.modules["builtins"],
-        __annotations__={},
         __cached__=None,
     )
+    if sys.version_info < (3, 14):
+        main.__annotations__ = {}
     try:
         # dont_inherit: the script has its own __future__ imports, not this file's.
         exec(compile(source, script, "exec", dont_inherit=True), main.__dict__)

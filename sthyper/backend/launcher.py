@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal, TypeAlias
 
-from sthyper.backend import _guardian, _processes
+from sthyper.backend import _processes
 from sthyper.backend._lines import LineSocket
 
 __all__ = [
@@ -185,11 +185,11 @@ class Launcher:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the server lives
         with control_there, life_there:
             fds = (life_there.fileno(), control_there.fileno())
-            script = _guardian.__file__
-            server = os.path.join(os.path.dirname(os.path.abspath(script)), "_server.py")
+            folder = os.path.dirname(os.path.abspath(__file__))
+            guardian, server = (os.path.join(folder, name) for name in ("_guardian.py", "_server.py"))
             try:
                 self._guardian = subprocess.Popen(
-                    [sys.executable, "-I", "-S", script, *map(str, fds), str(os.getpid()), server],
+                    [sys.executable, "-I", "-S", guardian, *map(str, fds), str(os.getpid()), server],
                     env=environ,
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
@@ -242,7 +242,7 @@ class Launcher:
         if guardian is not None and self._hang_up():
             try:
                 guardian.wait(SURVIVOR_GRACE + KILL_AFTER)
-                clean = guardian.returncode in (0, _guardian.EXIT_SERVER_DIED)
+                clean = guardian.returncode in (0, _processes.EXIT_SERVER_DIED)
             except subprocess.TimeoutExpired:
                 clean = False
                 guardian.kill()
@@ -381,7 +381,7 @@ class _Loss:
     def events(self, log: IO[bytes] | None) -> list[LauncherEvent]:
         """Return the last events, with what the lost process printed."""
         events: list[LauncherEvent] = []
-        if self._guardian.returncode == _guardian.EXIT_SERVER_DIED:
+        if self._guardian.returncode == _processes.EXIT_SERVER_DIED:
             self._who = "fork server"
         if self._left:
             pids = ", ".join(str(info.pid) for info in self._left)

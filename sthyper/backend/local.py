@@ -136,12 +136,11 @@ class LocalBackend(TrialBackend):
                 )
             self._runner = InlineRunner(self._timeouts)
         else:
-            from sthyper.backend._preload import scan_imports
             from sthyper.backend._process_runner import ProcessRunner
 
             modules = list(self._preload) if not isinstance(self._preload, bool) else []
             if self._preload is True and self.launch == "fork":
-                modules = scan_imports(self._entry_point)
+                modules = self._scan()
             self._runner = ProcessRunner(
                 mode="fork" if self.launch == "fork" else "exec",
                 preload=modules,
@@ -253,6 +252,16 @@ class LocalBackend(TrialBackend):
             return None
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cores // self.context.n_workers)
+
+    def _scan(self) -> list[str]:
+        from sthyper.backend._preload import loads_names, scan_imports
+
+        modules = scan_imports(self._entry_point)
+        tops = {name.partition(".")[0] for name in modules}
+        if "lightning" in tops or ("torch" in tops and loads_names(self._entry_point, {"optim"})):
+            # The first optimiser of a process imports it, which takes a second of every trial.
+            modules.append("torch._dynamo")
+        return modules
 
     def _names_checkpoint_dir(self) -> bool:
         # Scripts that do not know the argument would fail on it; the environment has the folder anyway.

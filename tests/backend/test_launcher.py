@@ -353,6 +353,23 @@ def test_sigterm_then_sigkill(driver):
     assert 0.7 <= time.monotonic() - begin < 2.0
 
 
+def test_what_a_leader_starts_to_clean_up_is_not_signalled(driver):
+    text = """
+        import signal, subprocess, sys, time
+        def clean_up(*_):
+            command = [sys.executable, "-c", "import time; time.sleep(0.5); print('cleaned')"]
+            sys.exit(subprocess.run(command).returncode)
+        signal.signal(signal.SIGTERM, clean_up)
+        print("up", flush=True)
+        time.sleep(60)
+    """
+    key = driver.spawn(driver.script(text))
+    driver.wait_for_file(f"{key}/std.out")
+    driver.launcher.end(key, grace=0.0, kill_after=20.0)
+    result = driver.result(key)
+    assert (result.code, result.out) == (0, "up\ncleaned\n")
+
+
 def test_a_second_end_shortens_the_time_and_never_lengthens_it(driver):
     script = driver.script("import time; print('up', flush=True); time.sleep(60)")
     key = driver.spawn(script)
@@ -572,8 +589,8 @@ def test_waiting_for_a_survivor_does_not_spin(make_driver):
 
 def test_close_ends_everything_and_can_be_repeated(make_driver):
     driver = make_driver()
-    driver.spawn(driver.script("import time, os; open('%s/up', 'w').write('1'); time.sleep(60)" % driver.folder))
-    driver.wait_for_file("up")
+    key = driver.spawn(driver.script("import time; print('up', flush=True); time.sleep(60)"))
+    driver.wait_for_file(f"{key}/std.out")
     begin = time.monotonic()
     driver.launcher.close()
     assert time.monotonic() - begin < 2.0

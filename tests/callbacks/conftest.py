@@ -1,4 +1,4 @@
-"""A scripted tuner for one trial: real environment, real socket, decisions by resource."""
+"""A scripted tuner for one trial (real environment, real socket, decisions by resource) and a model to train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from sthyper.callbacks import TuneReportCallback
 from sthyper.backend.channel import ChannelServer, ClientBye, ClientReport
 from sthyper.constants import (
     ENV_CHANNEL,
@@ -44,7 +49,11 @@ class ScriptedTuner:
     last_resource: float | None = None
     reports: list[dict[str, Any]] = field(default_factory=list)
     byes: list[ClientBye] = field(default_factory=list)
-    ranks: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """The reports without the fields of the Reporter."""
+        return [{k: v for k, v in report.items() if not k.startswith("st_")} for report in self.reports]
 
     @property
     def checkpoints(self) -> Path:
@@ -105,14 +114,109 @@ class ScriptedTuner:
                 if isinstance(message, ClientReport):
                     self.reports.append(message.metrics)
                     resource = message.metrics[resource_attr]
-                    self.last_resource = resource
+                    self.last_resource = max(resource, self.last_resource or 0)
                     server.answer(
                         message.trial_id, message.run, message.client, message.seq, decisions.get(resource, "CONTINUE")
                     )
 
 
+_X = torch.randn(26, 5, generator=torch.Generator().manual_seed(1))
+_Y = (_X.sum(1) > 0).long()
+
+
+class Model(LightningModule):
+    """A network with dropout; logs ``val/acc``, ``val/loss`` and, in its own last hook, ``late``."""
+
+    def __init__(self, lr: float = 0.01, epochs: int = 6, schedule: str = "cosine") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+        self.steps = 0
+        self.batch_size = 4
+        self.generator: torch.Generator | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.steps += 1
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self.net(batch[0])
+        self.log("val/acc", (logits.argmax(1) == batch[1]).float().mean())
+        self.log("val/loss", nn.functional.cross_entropy(logits, batch[1]))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("late", float(self.current_epoch))
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(_X, _Y), self.batch_size, shuffle=True, generator=self.generator)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(_X, _Y), 13)
+
+    def test_dataloader(self) -> Any:
+        return self.val_dataloader()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams["lr"])
+        if self.hparams["schedule"] == "plateau":
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
+        if self.hparams["schedule"] == "one cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.hparams["epochs"])]
+
+
+@dataclass
+class Fit:
+    """What a training script leaves."""
+
+    model: Model
+    trainer: Trainer
+    callback: TuneReportCallback
+
+
 @pytest.fixture
-def tuner(tmp_path: Path) -> Iterator[ScriptedTuner]:
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fit]]:
+    """A training script of six epochs: ``fit(callback, seeded_loader=..., schedule=..., ckpt_path=..., **trainer)``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        callback: TuneReportCallback | None = None,
+        seeded_loader: bool = True,
+        schedule: str = "cosine",
+        ckpt_path: str | None = None,
+        **options: Any,
+    ) -> Fit:
+        torch.manual_seed(0)
+        callback = callback or TuneReportCallback({"acc": "val/acc"})
+        model = Model(schedule=schedule)
+        model.generator = torch.Generator().manual_seed(7) if seeded_loader else None
+        options = {"max_epochs": 6, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"} | options
+        trainer = Trainer(**options | {"callbacks": [callback, *options.get("callbacks", ())]})
+        trainer.fit(model, ckpt_path=ckpt_path)
+        return Fit(model, trainer, callback)
+
+    with torch.random.fork_rng():
+        yield run
+
+
+@pytest.fixture
+def make_tuner(tmp_path: Path) -> Callable[..., ScriptedTuner]:
+    """Make a scripted tuner whose scheduler maximises ``acc``; the name tells trials apart."""
+
+    def make(name: str = "3", **objective: Any) -> ScriptedTuner:
+        base = {"metric": "acc", "mode": "max", "resource_attr": "epoch", "max_resource": 6}
+        return ScriptedTuner(tmp_path / name, {"lr": 0.01, "epochs": 6}, base | objective)
+
+    return make
+
+
+@pytest.fixture
+def tuner(make_tuner: Callable[..., ScriptedTuner]) -> ScriptedTuner:
     """A scripted tuner whose scheduler maximises ``acc``."""
-    objective = {"metric": "acc", "mode": "max", "resource_attr": "epoch", "max_resource": 6}
-    yield ScriptedTuner(tmp_path / "3", {"lr": 0.01, "epochs": 6}, objective)
+    return make_tuner()
