@@ -115,7 +115,7 @@ class TrialCheckpoints:
         if not self._at_epoch_end and not trainer.is_last_batch:
             self._extra["random_at_epoch_start"] = gather(trainer, self._at_epoch_start)
         path = on_rank_zero(trainer, lambda: str(folder.temporary(resource)))
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._extra = {}
         content, self._content = self._content, None
 

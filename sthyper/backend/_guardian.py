@@ -85,7 +85,7 @@ class _Guardian:
             if not _processes.LINUX:
                 # Without subreapers the tree falls apart when a parent dies; the groups seen in time remain.
                 below = _processes.descendants(_processes.snapshot(), os.getpid())
-                self._groups |= {info.session for info in below} - {os.getpgrp()}
+                self._groups |= {info.group for info in below} - {os.getpgrp()}
         return True
 
     def end_server(self) -> None:

@@ -166,7 +166,8 @@ def _run_script(path: Path) -> None:
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=str(path), __builtins__=__builtins__, __spec__=None)
     sys.modules["__main__"] = main
-    exec(compile(path.read_bytes(), str(path), "exec"), main.__dict__)
+    # dont_inherit: the script has its own __future__ imports, not this file's.
+    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), main.__dict__)
 
 
 @contextmanager

@@ -57,14 +57,14 @@ class ProcessInfo(NamedTuple):
     Args:
         pid: Its id.
         ppid: Id of its parent, or of the subreaper that adopted it.
-        session: Its session (where the kernel does not tell: its process group).
+        group: Its process group.
         state: One letter; ``Z`` and ``X`` are dead.
         start: When it started, clock ticks since boot; with the pid it names a process for good. 0 if unknown.
     """
 
     pid: int
     ppid: int
-    session: int
+    group: int
     state: str
     start: int
 
@@ -96,7 +96,7 @@ def process_info(pid: int) -> ProcessInfo | None:
     fields = data[data.rfind(b")") + 2 :].split()
     if len(fields) < 20:
         return None
-    return ProcessInfo(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
+    return ProcessInfo(pid, int(fields[1]), int(fields[2]), fields[0].decode(), int(fields[19]))
 
 
 def environment_of(pid: int) -> list[bytes]:
@@ -243,7 +243,7 @@ def sweep(grace: float, groups: Iterable[int] = ()) -> None:
         reap_children()
         processes = snapshot()
         found = {info.pid: info for info in descendants(processes, os.getpid())}
-        found |= {info.pid: info for info in processes.values() if info.session in also and info.pid != os.getpid()}
+        found |= {info.pid: info for info in processes.values() if info.group in also and info.pid != os.getpid()}
         left = living(found.values())
         now = time.monotonic()
         if not left or now > begin + SWEEP_LIMIT:

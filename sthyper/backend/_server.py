@@ -12,7 +12,7 @@ Whose process is whose
     1. whose mark is in its environment. Each trial has a number in ``STHYPER_TREE``. A forked child still shows the
        environment block of the server in /proc, so the trial's leader overwrites the mark there, in place; all
        processes that it forks or executes inherit it;
-    2. else whose session it is in (a session's number is not given away while the session has members);
+    2. else whose process group it is in (a group's number is not given away while the group has members);
     3. else to which it belonged when it was last looked at;
     4. else that is the only one running which is not younger than it.
     Descendants of a child belong where the child belongs. A child that belongs to nobody is killed once all trials
@@ -336,7 +336,7 @@ class _Server:
     def _is_mine(self, info: _processes.ProcessInfo) -> bool:
         # Without subreapers orphans go to process 1; those that kept their group can be told.
         return info.ppid == self._pid or (
-            not _processes.LINUX and info.ppid == 1 and any(t.pid == info.session for t in self._trials.values())
+            not _processes.LINUX and info.ppid == 1 and any(t.pid == info.group for t in self._trials.values())
         )
 
     def _owner_of_adopted(self, child: _processes.ProcessInfo) -> str | None:
@@ -345,7 +345,7 @@ class _Server:
             if _processes.MARK_NAME.encode() + b"=" + trial.mark in environment:
                 return trial.key
         for trial in self._trials.values():
-            if trial.pid == child.session:
+            if trial.pid == child.group:
                 return trial.key
         key = self._owners.get((child.pid, child.start))
         if key in self._trials:

@@ -224,12 +224,12 @@ def test_a_symbolic_link_gives_the_folder_of_the_script(driver, by_hand):
     assert driver.run(link).out == by_hand(link).out
 
 
-def test_own_session_and_no_descriptors_of_others(driver):
+def test_own_group_and_no_descriptors_of_others(driver):
     waiting = driver.spawn(driver.script("import sys; sys.stdin.read(); import time; time.sleep(60)", "wait.py"))
     result = driver.run("""
         import os
         fds = sorted(int(n) for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}"))
-        print(fds, os.getsid(0) == os.getpid(), os.readlink("/proc/self/fd/0"))
+        print(fds, os.getpgrp() == os.getpid(), os.readlink("/proc/self/fd/0"))
     """)
     assert result.out == "[0, 1, 2] True /dev/null\n"
     driver.launcher.end(waiting, grace=0.0)

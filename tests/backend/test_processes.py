@@ -26,7 +26,7 @@ def sleeper():
 
 def test_a_process_is_seen_as_it_is(sleeper):
     info = _processes.snapshot()[sleeper.pid]
-    assert (info.pid, info.ppid, info.session) == (sleeper.pid, os.getpid(), os.getsid(0))
+    assert (info.pid, info.ppid, info.group) == (sleeper.pid, os.getpid(), os.getpgrp())
     assert info.alive
     assert info == _processes.process_info(sleeper.pid)._replace(state=info.state)
     assert _processes.create_time(info) == pytest.approx(psutil.Process(sleeper.pid).create_time(), abs=0.05)
@@ -126,5 +126,5 @@ def test_ps_tells_the_same(sleeper):
     # What is used where there is no /proc.
     found = _processes._snapshot_by_ps()
     info = found[sleeper.pid]
-    assert (info.ppid, info.session, info.alive) == (os.getpid(), os.getpgrp(), True)
+    assert (info.ppid, info.group, info.alive) == (os.getpid(), os.getpgrp(), True)
     assert sleeper.pid in [i.pid for i in _processes.descendants(found, os.getpid())]

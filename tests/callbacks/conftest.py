@@ -64,7 +64,7 @@ class ScriptedTuner:
 
         Args:
             script: The training script.
-            decisions: Resource -> answer; all others are answered CONTINUE.
+            decisions: Resource -> answer; all others are answered CONTINUE. At ``"DIE"`` the tuner dies instead.
         """
         self.folder.mkdir(exist_ok=True)
         (self.folder / "config.json").write_text(json.dumps(self.config))
@@ -112,6 +112,9 @@ class ScriptedTuner:
                 if isinstance(message, ClientBye):
                     self.byes.append(message)
                 if isinstance(message, ClientReport):
+                    if decisions.get(message.metrics[resource_attr]) == "DIE":
+                        server.close()
+                        return
                     self.reports.append(message.metrics)
                     resource = message.metrics[resource_attr]
                     self.last_resource = max(resource, self.last_resource or 0)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 
 from sthyper.callbacks import TuneReportCallback
 from sthyper.checkpoints import latest_checkpoint, list_checkpoints
+from sthyper.report import TrialExit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|Checkpoint directory)"),
@@ -103,27 +104,8 @@ def test_a_pause_is_invisible(name: str, make_tuner: Callable[..., Any], fit: Ca
 
 def test_a_kill_between_checkpoint_and_report_costs_one_epoch(tuner: Any, fit: Callable[..., Any]) -> None:
     """The checkpoint that was not reported is passed over; the one before it is still there."""
-
-    class Killed(Exception):
-        pass
-
-    class KillAt(Callback):
-        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-            if trainer.current_epoch == 3:
-                # As a kill would: the checkpoint of epoch 4 gets its name and its place in the index, and no report.
-                trainer.callbacks[0]._reporter = _Dead()
-
-    class _Dead:
-        trial_id, objective, connected = 3, None, False
-
-        def __call__(self, **metrics: Any) -> str:
-            raise Killed
-
-        def bye(self, ok: bool, reason: str | None = None) -> None:
-            pass
-
-    with pytest.raises(Killed):
-        tuner.run_trial(lambda: fit(callbacks=[KillAt()]))
+    with pytest.raises(TrialExit):
+        tuner.run_trial(fit, {4: "DIE"})
     assert tuner.last_resource == 3
     assert [c.resource for c in list_checkpoints(tuner.checkpoints)][-2:] == [3, 4]
     assert latest_checkpoint(tuner.checkpoints, not_after=3).name == "epoch=000003.ckpt"

@@ -1,0 +1,79 @@
+"""Tune a Lightning classifier of handwritten digits with ASHA on two worker processes; about a minute.
+
+Run: python examples/quickstart.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from quickstart_train import DigitClassifier, load_data
+
+from sthyper import StoppingCriterion, Tuner
+from sthyper.backend import LocalBackend
+from sthyper.baselines import ASHA
+from sthyper.config_space import choice, lograndint, loguniform, uniform
+from sthyper.errors import MissingExtra
+
+
+def main() -> None:
+    """Tune, then test the best model on images that no trial has seen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=40, help="number of configurations")
+    parser.add_argument("--figure", default="quickstart.png", help="where to draw the learning curves")
+    args = parser.parse_args()
+
+    config_space = {
+        "lr": loguniform(1e-4, 1e-1),
+        "channels": lograndint(4, 32),
+        "dropout": uniform(0.0, 0.6),
+        "weight_decay": loguniform(1e-4, 1.0),
+        "batch_size": choice([32, 64, 128]),
+        "epochs": 27,
+    }
+    # Every trial pauses after 1, 3 and 9 epochs; only the best third goes on from its checkpoint.
+    scheduler = ASHA(
+        config_space,
+        metric="accuracy",
+        mode="max",
+        resource_attr="epoch",
+        max_resource_attr="epochs",
+        type="promotion",
+        grace_period=1,
+        reduction_factor=3,
+        random_seed=0,
+    )
+    tuner = Tuner(
+        trial_backend=LocalBackend(entry_point=Path(__file__).with_name("quickstart_train.py")),
+        scheduler=scheduler,
+        stop_criterion=StoppingCriterion(max_num_trials_started=args.trials),
+        n_workers=2,
+        tuner_name="quickstart",
+    )
+    experiment = tuner.run()
+
+    best = experiment.best_config()
+    print(f"\nbest configuration (trial {best['trial_id']}, accuracy {best['accuracy']:.3f} after epoch {best['epoch']}):")
+    for name in config_space:
+        print(f"  {name}: {best[f'config_{name}']}")
+
+    print("\nall reports, the best first:")
+    columns = ["trial_id", "epoch", "accuracy", "config_lr", "config_channels", "config_dropout"]
+    print(experiment.results[columns].sort_values("accuracy", ascending=False).head(10).to_string(index=False))
+
+    try:
+        experiment.plot_trials_over_time(figure_path=args.figure)
+        print(f"\nlearning curves of all trials: {args.figure}")
+    except MissingExtra as missing:
+        print(f"\nno figure: {missing}")
+
+    model = DigitClassifier.load_from_checkpoint(experiment.best_checkpoint, weights_only=True)
+    print(f"checkpoint of the best model: {experiment.best_checkpoint}")
+    images, labels = load_data()[2].tensors
+    accuracy = (model.eval().net(images).argmax(1) == labels).float().mean().item()
+    print(f"best test accuracy: {accuracy:.3f}")
+
+
+if __name__ == "__main__":
+    main()
