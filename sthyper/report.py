@@ -7,6 +7,7 @@ Imports neither torch nor numpy: a script pays some milliseconds for it. The wir
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from sthyper.constants import (
     ENV_COST_PER_HOUR,
     ENV_LAST_RESOURCE,
     ENV_OBJECTIVE,
+    ENV_PRELOADED_UNTIL,
     ENV_RECONNECT_GRACE,
     ENV_RUN,
     ENV_SEED,
@@ -44,6 +46,7 @@ __all__ = ["Reporter", "TrialExit", "decode_floats", "encode_floats", "retrieve"
 
 PROTOCOL_VERSION = 1
 _CONTINUE = "CONTINUE"
+_MAX_LOADED = 500
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 # Set while a trial runs inside the tuner's own process (``launch="inline"``): answers reports without a socket.
@@ -472,12 +475,20 @@ class _Connection:
 
 
 def _loaded_packages() -> list[str]:
-    """Return the installed top-level packages that this process has loaded."""
+    """Return the installed modules that this process has loaded beyond those that its fork server had.
+
+    Of a package that is new only its own name is returned, of a package that the server had its new modules.
+    """
+    until = os.environ.get(ENV_PRELOADED_UNTIL)
+    new = list(itertools.takewhile(lambda name: name != until, reversed(list(sys.modules))))
+    found = set(new)
     marks = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-    names = []
-    for name, module in list(sys.modules.items()):
-        if "." not in name and not name.startswith("_"):
-            origin = getattr(getattr(module, "__spec__", None), "origin", None) or ""
-            if any(mark in origin for mark in marks):
-                names.append(name)
-    return sorted(names)
+    names: list[str] = []
+    for name in reversed(new):
+        parent = name.rpartition(".")[0]
+        if parent in found or (parent and until is None):
+            continue
+        origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None) or ""
+        if any(mark in origin for mark in marks):
+            names.append(name)
+    return names[:_MAX_LOADED]

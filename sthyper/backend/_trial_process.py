@@ -107,6 +107,7 @@ def become_script(child: Child) -> int:
     getattr(warnings, "onceregistry", {}).clear()
     # Not a copy of all names: to touch thousands of objects that are shared with the server takes 40 ms.
     last_inherited = next(reversed(sys.modules))
+    os.environ["STHYPER_PRELOADED_UNTIL"] = last_inherited  # for the Reporter, which tells what came later
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     code = _execute(script, main)
