@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sthyper import StoppingCriterion, Tuner
 from sthyper.backend import LocalBackend
-from sthyper.baselines import ASHA
+from sthyper.baselines import RandomSearch
 from sthyper.config_space import uniform
 
 BUDGET = 0.005
@@ -46,11 +46,7 @@ def main() -> None:
         os.environ["STHYPER_FOLDER"] = folder
         script = Path(folder) / "train.py"
         script.write_text(SCRIPT)
-        # One value only, and every trial as good as the next: nothing is stopped.
-        space = {"x": uniform(0.0, 1e-9), "epochs": 100}
-        scheduler = ASHA(
-            space, metric="loss", resource_attr="epoch", max_resource_attr="epochs", grace_period=99, random_seed=0
-        )
+        scheduler = RandomSearch({"x": uniform(0.0, 1.0), "epochs": 100}, metric="loss", random_seed=0)
         tuner = Tuner(LocalBackend(script), scheduler, StoppingCriterion(max_num_trials_started=8), n_workers=8)
         tuner.run()
         seconds = []

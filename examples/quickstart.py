@@ -54,7 +54,9 @@ def main() -> None:
     experiment = tuner.run()
 
     best = experiment.best_config()
-    print(f"\nbest configuration (trial {best['trial_id']}, accuracy {best['accuracy']:.3f} after epoch {best['epoch']}):")
+    print(
+        f"\nbest configuration: trial {best['trial_id']}, accuracy {best['accuracy']:.3f} after epoch {best['epoch']}"
+    )
     for name in config_space:
         print(f"  {name}: {best[f'config_{name}']}")
 

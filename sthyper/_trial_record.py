@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 from sthyper.trial import SchedulerDecision, Trial
@@ -11,7 +11,7 @@ from sthyper.trial import SchedulerDecision, Trial
 __all__ = ["Cause", "ReportKind", "TrialRecord", "judge_report", "resource_of", "settle_decision"]
 
 
-class Cause(str, Enum):
+class Cause(StrEnum):
     """Why a run of a trial was started."""
 
     start = "start"

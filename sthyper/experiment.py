@@ -151,10 +151,7 @@ class ExperimentResult:
 
         root = Path(self.metadata.get("trial_backend_path") or self.path)
         folder = root / ST_TRIALS_DIRNAME / str(trial_id) / ST_CHECKPOINTS_DIRNAME
-        try:
-            found = best_checkpoint(folder)
-        except ValueError:
-            found = None  # the script's own file of that name
+        found = best_checkpoint(folder)
         return _newest_file(folder, but=INDEX_NAME) if found is None else found
 
     def _best(self, metric: int | str) -> tuple[int, int, float] | None:

@@ -280,9 +280,7 @@ def retrieve(log_lines: Iterable[str]) -> list[dict[str, Any]]:
     NaN and infinities are read both as JSON strings and bare.
     """
     found = []
-    for match in re.finditer(
-        rf"\[{REPORT_TAG}\]: (\{{.*\}})", "\n".join(line.rstrip("\n") for line in log_lines)
-    ):
+    for match in re.finditer(rf"\[{REPORT_TAG}\]: (\{{.*\}})", "\n".join(line.rstrip("\n") for line in log_lines)):
         try:
             found.append(decode_floats(json.loads(match.group(1))))
         except ValueError:

@@ -134,8 +134,8 @@ def test_the_check_finds_arrows_that_point_up(tmp_path: Path) -> None:
         (
             "from sthyper import StoppingCriterion, Tuner; from sthyper.backend import LocalBackend; "
             "from sthyper.baselines import ASHA; from sthyper.config_space import uniform; "
-            "s = ASHA({'x': uniform(0, 1), 'epochs': 3}, metric='a', resource_attr='epoch', max_resource_attr='epochs');"
-            " s.suggest(0)",
+            "s = ASHA({'x': uniform(0, 1), 'epochs': 3}, metric='a', resource_attr='epoch', max_resource_attr='epochs')"
+            "; s.suggest(0)",
             {"torch", "pandas", "lightning", "scipy", "sklearn"},
         ),
     ],

@@ -568,3 +568,22 @@ def test_a_lost_last_report_is_trained_once_more(write: Callable[..., Path]) -> 
     assert sorted(experiment.results["epoch"]) == [1, 2, 3, 4]
     assert experiment.trials[0].status == "Completed"
     assert (tuner.tuner_path / "trials" / "0" / "checkpoints.aside-0").exists()
+
+
+def test_what_trials_load_is_preloaded_for_later_ones(write: Callable[..., Path]) -> None:
+    # The scan cannot see it: the name is made at run time.
+    script = write("""
+        import importlib, sys
+        from sthyper import Reporter
+        name = "json" + "argparse"
+        was_loaded = name in sys.modules
+        importlib.import_module(name)
+        Reporter()(loss=1.0, was_loaded=was_loaded)
+    """)
+    pytest.importorskip("jsonargparse")
+    tuner = make_tuner(script, random_search(), n_workers=1, n_trials=3)
+    assert list(tuner.run().results["was_loaded"]) == [False, True, True]
+    told = make_tuner(script, random_search(), n_workers=1, n_trials=2, backend={"preload": ["jsonargparse"]})
+    assert list(told.run().results["was_loaded"]) == [True, True]
+    never = make_tuner(script, random_search(), n_workers=1, n_trials=3, backend={"preload": False})
+    assert not never.run().results["was_loaded"].any()

@@ -59,8 +59,8 @@ def detach(child: Child, handlers: Mapping[int, Any]) -> None:
     trial's files are there, so that none is lost.
     """
     signal.set_wakeup_fd(-1)
-    # A group, not a session: the kernel schedules each session as one unit (autogroups), and with several of them a core
-    # a trial that has slept for an answer waits twice as long to get a core back. No session here has a terminal.
+    # A group, not a session: the kernel schedules each session as one unit (autogroups), and with several of them a
+    # core a trial that has slept for an answer waits long to get the core back. The session here has no terminal.
     os.setpgid(0, 0)
     for number, handler in handlers.items():
         signal.signal(number, handler)
