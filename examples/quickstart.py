@@ -60,9 +60,10 @@ def main() -> None:
     for name in config_space:
         print(f"  {name}: {best[f'config_{name}']}")
 
-    print("\nall reports, the best first:")
+    print("\nbest report of each trial, the first ten:")
     columns = ["trial_id", "epoch", "accuracy", "config_lr", "config_channels", "config_dropout"]
-    print(experiment.results[columns].sort_values("accuracy", ascending=False).head(10).to_string(index=False))
+    table = experiment.results[columns].sort_values("accuracy", ascending=False).drop_duplicates("trial_id")
+    print(table.head(10).to_string(index=False))
 
     try:
         experiment.plot_trials_over_time(figure_path=args.figure)

@@ -17,8 +17,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sthyper.callbacks import TuneReportCallback
 from sthyper.backend.channel import ChannelServer, ClientBye, ClientReport
+from sthyper.callbacks import TuneReportCallback
 from sthyper.constants import (
     ENV_CHANNEL,
     ENV_CHECKPOINT_DIR,
