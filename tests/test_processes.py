@@ -587,3 +587,41 @@ def test_what_trials_load_is_preloaded_for_later_ones(write: Callable[..., Path]
     assert list(told.run().results["was_loaded"]) == [True, True]
     never = make_tuner(script, random_search(), n_workers=1, n_trials=3, backend={"preload": False})
     assert not never.run().results["was_loaded"].any()
+
+
+def test_a_slow_suggestion_does_not_delay_answers(write: Callable[..., Path]) -> None:
+    script = write("""
+        import time
+        from sthyper import Reporter
+        report = Reporter()
+        waited = 0.0
+        for epoch in range(1, 40 if report.trial_id == 0 else 2):
+            start = time.monotonic()
+            report(epoch=epoch, loss=float(report.trial_id), waited=waited)
+            waited = time.monotonic() - start
+            time.sleep(0.05)
+    """)
+
+    def slow_search() -> RandomSearch:
+        scheduler = random_search()
+        get_config = scheduler.searcher.get_config
+
+        def slow_get_config(trial_id: int) -> Any:
+            time.sleep(0.8)
+            return get_config(trial_id)
+
+        scheduler.searcher.slow = True
+        scheduler.searcher.get_config = slow_get_config  # type: ignore[method-assign]
+        return scheduler
+
+    tuner = make_tuner(script, slow_search(), n_workers=2, n_trials=3)
+    frame = tuner.run().results
+    first = frame[frame["trial_id"] == 0]
+    assert len(first) == 39
+    assert first["waited"].max() < 0.4
+    # Reports came in while a suggestion was being made; the record says so, and a replay decides the same.
+    kinds = [r["type"] for r in read_journal(tuner.tuner_path)]
+    asked = [i for i, kind in enumerate(kinds) if kind == "ask"]
+    came = [i for i, kind in enumerate(kinds) if kind == "suggestion"]
+    assert any("report" in kinds[a:c] for a, c in zip(asked, came, strict=True))
+    assert replay(tuner.tuner_path, random_search()) == []

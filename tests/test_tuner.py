@@ -551,11 +551,7 @@ def test_silent_trials_end_as_hung_at_their_next_report(write: Callable[..., Pat
 # ---- schedulers of users -------------------------------------------------------------------------------
 
 
-class Slow(RandomSearch):
-    """Random search whose searcher takes its time in another thread."""
-
-
-def test_a_slow_suggestion_does_not_delay_answers(write: Callable[..., Path]) -> None:
+def test_a_slow_suggestion_is_made_in_a_thread(write: Callable[..., Path]) -> None:
     # One worker: the next suggestion is asked for while nothing runs; the thread's result arrives in order.
     scheduler = random_search()
     scheduler.searcher.slow = True

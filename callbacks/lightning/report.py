@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -293,6 +294,8 @@ class TuneReportCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the Trainer as it was."""
         self._release(trainer)
+        if multiprocessing.parent_process() is not None:
+            self._reporter.close()  # a rank that multiprocessing forked ends without exit handlers
 
     def _release(self, trainer: Trainer) -> None:
         self._checkpoints.close()

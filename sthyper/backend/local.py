@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sthyper.backend._runs import Runner, RunSpec, Timeouts
 from sthyper.backend.base import EndEvent, ExperimentContext, ReportEvent, TrialBackend, TrialEvent
@@ -15,6 +15,7 @@ from sthyper.constants import (
     ENV_CHECKPOINT_DIR,
     ENV_COST_PER_HOUR,
     ENV_LAST_RESOURCE,
+    ENV_LIGHTNING,
     ENV_OBJECTIVE,
     ENV_RUN,
     ENV_SEED,
@@ -72,6 +73,8 @@ class LocalBackend(TrialBackend):
             ``OMP_NUM_THREADS`` is set.
         environment: Changes to the environment of trials; ``None`` as a value removes a variable.
         cost_per_hour: Price of one hour of a trial, for ``st_worker_cost`` and ``max_cost``.
+        lightning: Arguments of :class:`sthyper.callbacks.TuneReportCallback`, for Lightning scripts that do not know
+            sthyper: it is attached to their Trainers (``{"metrics": {"accuracy": "val/acc"}}``).
         channel: ``"unix"``, or ``"tcp"`` / ``"tcp:HOST:PORT"`` for trials that reach the tuner over the network
             (loopback unless a host is given).
 
@@ -95,6 +98,7 @@ class LocalBackend(TrialBackend):
         threads_per_trial: int | None = None,
         environment: dict[str, str | None] | None = None,
         cost_per_hour: float | None = None,
+        lightning: dict[str, Any] | None = None,
         channel: str = "unix",
     ) -> None:
         super().__init__(rewrite_max_resource=rewrite_max_resource)
@@ -117,6 +121,7 @@ class LocalBackend(TrialBackend):
         self.threads_per_trial = threads_per_trial
         self.environment = dict(environment or {})
         self.cost_per_hour = cost_per_hour
+        self.lightning = None if lightning is None else json.dumps(lightning)
         self._preload = preload
         self._timeouts = Timeouts(first_report=first_report_timeout, report=trial_timeout)
         self._host, self._port = _parse_channel(channel)
@@ -241,6 +246,7 @@ class LocalBackend(TrialBackend):
             ENV_LAST_RESOURCE: None if last is None else repr(int(last) if float(last).is_integer() else last),
             ENV_SEED: None if trial.seed is None else str(trial.seed),
             ENV_OBJECTIVE: None if objective is None else json.dumps(objective),
+            ENV_LIGHTNING: self.lightning,
             ENV_COST_PER_HOUR: None if self.cost_per_hour is None else repr(self.cost_per_hour),
         }
         return env | self.environment
@@ -258,6 +264,8 @@ class LocalBackend(TrialBackend):
 
         modules = scan_imports(self._entry_point)
         tops = {name.partition(".")[0] for name in modules}
+        if self.lightning is not None and "lightning" in tops:
+            modules.append("sthyper.callbacks.lightning.report")
         if "lightning" in tops or ("torch" in tops and loads_names(self._entry_point, {"optim"})):
             # The first optimiser of a process imports it, which takes a second of every trial.
             modules.append("torch._dynamo")
