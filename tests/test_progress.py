@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import select
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -148,7 +149,11 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch, act: Callable[[ProgressPrinter]
     try:
         with os.fdopen(slave, "w") as stream:
             act(ProgressPrinter(0.0, ["accuracy"], "max", stream=stream))
-            return os.read(master, 100_000).decode()
+            stream.flush()
+            shown = b""
+            while select.select([master], [], [], 0.2)[0]:  # one read may bring a part only
+                shown += os.read(master, 100_000)
+            return shown.decode()
     finally:
         os.close(master)
 

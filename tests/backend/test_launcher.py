@@ -271,6 +271,7 @@ def test_environment_is_changed_and_removed(make_driver):
     executed = json.loads(driver.result(command).out)
     for found in (forked, executed):
         assert found.pop("STHYPER_TREE").isdigit()
+        assert (found.pop("STHYPER_PRELOADED_UNTIL", None) is None) == (found is executed)
         assert found.pop(driver.tag[0]) == driver.tag[1]
         assert found == {k: v for k, v in environ.items() if k != "REMOVE"} | {"CHANGE": "new", "ADD": "ä"}
 
