@@ -1,6 +1,6 @@
 """Attaches :class:`TuneReportCallback` to every Trainer of a trial whose script does not know sthyper.
 
-Lightning calls :func:`callbacks` through the entry point ``lightning.pytorch.callbacks_factory``. Imports nothing heavy:
+Lightning calls :func:`callbacks` by the entry point ``lightning.pytorch.callbacks_factory``. Imports nothing heavy:
 the entry point is asked for every Trainer of an environment in which sthyper is installed.
 """
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sthyper._constructors import (
+from sthyper._space.constructors import (
     choice,
     finrange,
     is_log_space,
@@ -35,12 +35,19 @@ from sthyper._constructors import (
     reverseloguniform,
     uniform,
 )
-from sthyper._domains import Domain, parse_bool
-from sthyper._finite_domains import Categorical, Ordinal, OrdinalNearestNeighbor
-from sthyper._finite_range import FiniteRange
-from sthyper._points import impute_points_to_evaluate
-from sthyper._ranges import Float, Integer
-from sthyper._samplers import (
+from sthyper._space.domains import Domain, parse_bool
+from sthyper._space.finite_domains import Categorical, Ordinal, OrdinalNearestNeighbor
+from sthyper._space.finite_range import FiniteRange
+from sthyper._space.json_form import (
+    DOMAIN_KEY,
+    config_space_from_json_dict,
+    config_space_to_json_dict,
+    from_dict,
+    to_dict,
+)
+from sthyper._space.points import impute_points_to_evaluate
+from sthyper._space.ranges import Float, Integer
+from sthyper._space.samplers import (
     BaseSampler,
     Grid,
     LogUniform,
@@ -51,14 +58,7 @@ from sthyper._samplers import (
     Uniform,
     as_generator,
 )
-from sthyper._space_json import (
-    DOMAIN_KEY,
-    config_space_from_json_dict,
-    config_space_to_json_dict,
-    from_dict,
-    to_dict,
-)
-from sthyper._streamline import (
+from sthyper._space.streamline import (
     convert_choice_domain,
     convert_domain,
     convert_linear_to_log_domain,
@@ -71,7 +71,7 @@ from sthyper.errors import ConfigSpaceError, closest
 if TYPE_CHECKING:
     import argparse
 
-    from sthyper._samplers import RandomState
+    from sthyper._space.samplers import RandomState
 
 __all__ = [
     "BaseSampler",

@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sthyper._domains import Domain
-from sthyper._samplers import Quantized, as_generator
+from sthyper._space.domains import Domain
+from sthyper._space.samplers import Quantized, as_generator
 from sthyper.config_space import check_config_space, config_to_match_string, non_constant_hyperparameter_keys
 from sthyper.errors import ConfigSpaceError, closest
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from sthyper._samplers import RandomState
+    from sthyper._space.samplers import RandomState
 
 __all__ = ["SpaceEncoder", "make_hyperparameter_ranges"]
 
@@ -66,7 +66,7 @@ class SpaceEncoder:
         active_config_space: Mapping[str, Any] | None = None,
         prefix_keys: Sequence[str] | None = None,
     ) -> None:
-        from sthyper._columns import make_column
+        from sthyper._space.columns import make_column
 
         check_config_space(config_space)
         self.config_space = dict(config_space)

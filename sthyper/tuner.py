@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sthyper._experiment_state import ExperimentState, LoopOptions
-from sthyper._tuning_loop import TuningLoop
+from sthyper._tuning.loop import TuningLoop
+from sthyper._tuning.state import ExperimentState, LoopOptions
 from sthyper.backend.base import ExperimentContext, TrialBackend
 from sthyper.constants import (
     ENV_QUIET,

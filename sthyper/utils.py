@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from sthyper._checkpoints import StatefulObject, TorchCheckpoints
-from sthyper._domains import parse_bool
-from sthyper._streamline import streamline_config_space
+from sthyper._space.domains import parse_bool
+from sthyper._space.streamline import streamline_config_space
 from sthyper.constants import ENV_CHECKPOINT_DIR, ST_CHECKPOINT_DIR, ST_CONFIG_JSON_FNAME_ARG
 
 __all__ = [

@@ -24,12 +24,8 @@ LAYERS: list[dict[str, set[str]]] = [
             "progress",
             "baselines",
             "_experiment_plots",
-            "_experiment_state",
             "_journal_view",
-            "_outcomes",
-            "_suggestions",
-            "_trial_record",
-            "_tuning_loop",
+            "_tuning",
         }
     },
     {"backend side": {"backend"}, "scheduler side": {"schedulers"}},
@@ -38,23 +34,7 @@ LAYERS: list[dict[str, set[str]]] = [
     {"": {"tuner_callback", "tuning_status", "_metrics_statistics", "stopping_criterion", "time_keeper"}},
     {"": {"trial", "report", "config_space", "encoding", "constants", "utils", "errors", "paths", "checkpoints"}},
 ]
-# What config_space, encoding and utils are made of.
-BOTTOM_PARTS = {
-    "_checkpoints",
-    "_columns",
-    "_constructors",
-    "_domains",
-    "_finite_domains",
-    "_finite_range",
-    "_points",
-    "_ranges",
-    "_samplers",
-    "_scaling",
-    "_space_json",
-    "_streamline",
-    "_version",
-}
-LAYERS[-1][""] |= BOTTOM_PARTS
+LAYERS[-1][""] |= {"_checkpoints", "_space", "_version"}
 # The training-time callbacks may be used without a tuner: they see the bottom only.
 CALLBACKS_MAY_IMPORT = {"callbacks", *LAYERS[-1][""]}
 

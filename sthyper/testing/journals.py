@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sthyper._trial_record import settle_decision
+from sthyper._tuning.trial_record import settle_decision
 from sthyper.journal import read_journal
 from sthyper.schedulers.base import PendingSuggestion, TrialScheduler
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, EarlyStopping, LearningRateFinder, ModelCheckpoint
 
 from sthyper.callbacks import TuneReportCallback
 from sthyper.checkpoints import latest_checkpoint, list_checkpoints
@@ -33,6 +33,17 @@ def model_checkpoint() -> ModelCheckpoint:
     return ModelCheckpoint(monitor="val/loss", save_top_k=2)
 
 
+def stops_after_three() -> EarlyStopping:
+    return EarlyStopping("late", mode="min", patience=2, check_on_train_epoch_end=True)
+
+
+class Draws(Callback):
+    """Draws numbers where an uninterrupted run does so once only."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        torch.rand(3)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "cosine": {},
     "global generator": {"seeded_loader": False},
@@ -45,6 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
         "others": [early_stopping, model_checkpoint],
     },
     "stopping early": {"enable_checkpointing": True, "others": [impatient, model_checkpoint]},
+    "paused where it stops": {"others": [stops_after_three], "pauses": [3]},
+    "hooks that draw": {"seeded_loader": False, "others": [Draws]},
     "max_steps": {"max_steps": 40},
     "max_steps only": {"max_epochs": -1, "max_steps": 40},
     "every other validation": {"check_val_every_n_epoch": 2, "pauses": [2, 4]},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sthyper._domains import Domain
-from sthyper._finite_domains import Categorical, Ordinal, make_ordinal
-from sthyper._finite_range import FiniteRange
-from sthyper._ranges import Float, Integer
-from sthyper._samplers import Normal, Quantized, Uniform
+from sthyper._space.domains import Domain
+from sthyper._space.finite_domains import Categorical, Ordinal, make_ordinal
+from sthyper._space.finite_range import FiniteRange
+from sthyper._space.ranges import Float, Integer
+from sthyper._space.samplers import Normal, Quantized, Uniform
 
 __all__ = [
     "choice",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from sthyper._experiment_state import ExperimentState
-from sthyper._outcomes import Outcomes
-from sthyper._suggestions import Suggestions
+from sthyper._tuning.outcomes import Outcomes
+from sthyper._tuning.state import ExperimentState
+from sthyper._tuning.suggestions import Suggestions
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
 from sthyper.stopping_criterion import StoppingCriterion
 

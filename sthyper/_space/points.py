@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sthyper._domains import Domain
+from sthyper._space.domains import Domain
 from sthyper.errors import ConfigSpaceError, closest
 
 __all__ = ["impute_points_to_evaluate"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sthyper._trial_record import TrialRecord
+from sthyper._tuning.trial_record import TrialRecord
 from sthyper.backend.base import ReportEvent, TrialBackend
 from sthyper.journal import ExperimentJournal
 from sthyper.schedulers.base import TrialScheduler

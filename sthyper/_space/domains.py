@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from sthyper._samplers import Grid, Sampler, Uniform, as_generator
-from sthyper._scaling import LINEAR, Scaling
+from sthyper._space.samplers import Grid, Sampler, Uniform, as_generator
+from sthyper._space.scaling import LINEAR, Scaling
 from sthyper.errors import ConfigSpaceError
 
 if TYPE_CHECKING:
-    from sthyper._samplers import RandomState
+    from sthyper._space.samplers import RandomState
 
 __all__ = ["Domain", "check_bounds", "number", "parse_bool"]
 

@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sthyper._scaling import LINEAR, LOG, REVERSE_LOG, Scaling
+from sthyper._space.scaling import LINEAR, LOG, REVERSE_LOG, Scaling
 from sthyper.errors import ConfigSpaceError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sthyper._domains import Domain
+    from sthyper._space.domains import Domain
 
     RandomState = np.random.Generator | np.random.RandomState | int | None
 

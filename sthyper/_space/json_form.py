@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sthyper._domains import Domain
-from sthyper._finite_domains import Categorical, Ordinal, OrdinalNearestNeighbor
-from sthyper._finite_range import FiniteRange
-from sthyper._ranges import Float, Integer
-from sthyper._samplers import Grid, LogUniform, Normal, Quantized, ReverseLogUniform, Sampler, Uniform
+from sthyper._space.domains import Domain
+from sthyper._space.finite_domains import Categorical, Ordinal, OrdinalNearestNeighbor
+from sthyper._space.finite_range import FiniteRange
+from sthyper._space.ranges import Float, Integer
+from sthyper._space.samplers import Grid, LogUniform, Normal, Quantized, ReverseLogUniform, Sampler, Uniform
 from sthyper.errors import ConfigSpaceError, closest
 
 __all__ = ["DOMAIN_KEY", "config_space_from_json_dict", "config_space_to_json_dict", "from_dict", "to_dict"]

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from sthyper._domains import Domain
-from sthyper._finite_domains import Categorical, OrdinalNearestNeighbor
-from sthyper._finite_range import FiniteRange
-from sthyper._ranges import Float, Integer
-from sthyper._samplers import Uniform
+from sthyper._space.domains import Domain
+from sthyper._space.finite_domains import Categorical, OrdinalNearestNeighbor
+from sthyper._space.finite_range import FiniteRange
+from sthyper._space.ranges import Float, Integer
+from sthyper._space.samplers import Uniform
 from sthyper.errors import ConfigSpaceError, closest
 
 __all__ = [

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from sthyper._experiment_state import ExperimentState
-from sthyper._trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
+from sthyper._tuning.state import ExperimentState
+from sthyper._tuning.trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
 from sthyper.backend.base import EndEvent, ReportEvent
 from sthyper.constants import (
     ST_MILESTONE,

@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from sthyper._domains import Domain, number, parse_bool
-from sthyper._samplers import Grid, Sampler, Uniform
-from sthyper._scaling import LINEAR, LOG, Scaling
+from sthyper._space.domains import Domain, number, parse_bool
+from sthyper._space.samplers import Grid, Sampler, Uniform
+from sthyper._space.scaling import LINEAR, LOG, Scaling
 from sthyper.errors import ConfigSpaceError
 
 __all__ = ["Categorical", "Ordinal", "OrdinalNearestNeighbor", "make_ordinal", "plain"]

@@ -7,9 +7,9 @@ import numbers
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from sthyper._domains import Domain, check_bounds, number
-from sthyper._samplers import LogUniform, Normal, Quantized, ReverseLogUniform, Sampler, Uniform
-from sthyper._scaling import LINEAR, Scaling
+from sthyper._space.domains import Domain, check_bounds, number
+from sthyper._space.samplers import LogUniform, Normal, Quantized, ReverseLogUniform, Sampler, Uniform
+from sthyper._space.scaling import LINEAR, Scaling
 from sthyper.errors import ConfigSpaceError
 
 __all__ = ["MAX_INTEGER", "Float", "Integer"]

@@ -7,8 +7,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from sthyper._experiment_state import ExperimentState
-from sthyper._trial_record import Cause, TrialRecord
+from sthyper._tuning.state import ExperimentState
+from sthyper._tuning.trial_record import Cause, TrialRecord
 from sthyper.backend.base import trial_seed
 from sthyper.schedulers.base import PendingSuggestion
 from sthyper.stopping_criterion import StoppingCriterion

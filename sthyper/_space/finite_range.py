@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from sthyper._domains import Domain, check_bounds, number
-from sthyper._finite_domains import plain
-from sthyper._samplers import Sampler
-from sthyper._scaling import LINEAR, LOG, Scaling
+from sthyper._space.domains import Domain, check_bounds, number
+from sthyper._space.finite_domains import plain
+from sthyper._space.samplers import Sampler
+from sthyper._space.scaling import LINEAR, LOG, Scaling
 from sthyper.errors import ConfigSpaceError
 
 __all__ = ["FiniteRange"]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sthyper._domains import Domain
-from sthyper._finite_domains import Categorical, Ordinal, OrdinalNearestNeighbor
-from sthyper._finite_range import FiniteRange
-from sthyper._ranges import Float, Integer
-from sthyper._samplers import Quantized
+from sthyper._space.domains import Domain
+from sthyper._space.finite_domains import Categorical, Ordinal, OrdinalNearestNeighbor
+from sthyper._space.finite_range import FiniteRange
+from sthyper._space.ranges import Float, Integer
+from sthyper._space.samplers import Quantized
 from sthyper.errors import ConfigSpaceError
 
 __all__ = ["Column", "make_column"]
