@@ -444,7 +444,7 @@ def test_silent_trials_end_as_hung(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("report.bye(False)", "killed"),
+        ("report.bye(False)", "exit 0 after a failure"),
         ("report.bye(False, 'killed')", "killed"),
         ("import sys; sys.exit(3)", "exit 3"),
         ("raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')", "out_of_memory"),

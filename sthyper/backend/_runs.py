@@ -110,7 +110,8 @@ def classify_end(state: RunState) -> tuple[Status, str | None, str]:
         return Status.failed, state.reason, tail
     code = state.code
     if code == 0:
-        return (Status.completed, None, "") if state.ok else (Status.failed, "killed", tail)
+        # A process that announced its failure may still end with code 0, say because the script caught the exception.
+        return (Status.completed, None, "") if state.ok else (Status.failed, "exit 0 after a failure", tail)
     if code is None:
         return Status.failed, "killed", tail
     if any(sign in line for line in tail.splitlines()[-20:] for sign in _OUT_OF_MEMORY_SIGNS):
