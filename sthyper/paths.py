@@ -35,6 +35,7 @@ def experiment_path(tuner_name: str | None = None, local_path: str | Path | None
         root = Path(folder).expanduser()
     else:
         root = Path.home() / STHYPER_DEFAULT_FOLDER
+    root = root.absolute()  # a trial in this process may change the working directory
     return root if tuner_name is None else root / tuner_name
 
 

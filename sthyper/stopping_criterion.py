@@ -93,6 +93,11 @@ class StoppingCriterion:
             return reason
         return None
 
+    def evaluations_used_up(self, status: TuningStatus) -> str | None:
+        """Return the reason if ``max_num_evaluations`` is reached; it ends running trials whatever else is asked."""
+        limit = self.max_num_evaluations
+        return None if limit is None or status.num_results < limit else f"max_num_evaluations={limit} is reached"
+
     def may_start_new(self, status: TuningStatus) -> bool:
         """Return whether one more trial may be started as far as ``max_num_trials_started`` is concerned."""
         limit = self.max_num_trials_started
@@ -117,10 +122,9 @@ class StoppingCriterion:
         return None if limit is None else max(0.0, limit - status.wallclock_time)
 
     def _reasons(self, status: TuningStatus) -> Iterator[str]:
-        limit: float | None = self.max_num_evaluations
-        if limit is not None and status.num_results >= limit:
-            yield f"max_num_evaluations={limit} is reached"
-        limit = self.max_num_trials_completed
+        if (used_up := self.evaluations_used_up(status)) is not None:
+            yield used_up
+        limit: float | None = self.max_num_trials_completed
         if limit is not None and status.num_trials_completed >= limit:
             yield f"max_num_trials_completed={limit} is reached"
         limit = self.max_num_trials_finished
@@ -207,9 +211,12 @@ class PlateauStopper:
         trajectory: list[float] = []
         for trial_statistics in status.trial_metric_statistics.values():
             last = trial_statistics.last_metrics
-            if self.metric not in last:
-                raise ValueError(f"metric {self.metric!r} is not in a report{closest(self.metric, last)}: {last}")
-            value = last[self.metric]
+            if self.metric not in trial_statistics.metric_names:
+                raise ValueError(f"metric {self.metric!r} is in no report{closest(self.metric, last)}: {last}")
+            # The last report may lack a metric that is not reported every time; the best one stands for it.
+            value = last.get(self.metric, trial_statistics.best(self.metric, self.mode))
+            if value is None:
+                continue
             if math.isfinite(value):
                 best = value if best is None else better(best, value)
             if best is not None:

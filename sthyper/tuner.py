@@ -36,6 +36,7 @@ from sthyper.paths import check_valid_name, experiment_path, name_from_base, san
 from sthyper.results_callback import StoreResultsCallback
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.time_keeper import RealTimeKeeper
+from sthyper.trial import Status
 from sthyper.tuner_callback import TunerCallback
 from sthyper.tuning_status import TuningStatus
 
@@ -109,8 +110,18 @@ class Tuner:
             raise TypeError(f"trial_backend must be a TrialBackend such as LocalBackend(...), got {trial_backend!r}")
         if not isinstance(scheduler, TrialScheduler):
             raise TypeError(f"scheduler must be a TrialScheduler such as ASHA(...), got {scheduler!r}")
-        if not callable(stop_criterion):
+        if not callable(stop_criterion) or isinstance(stop_criterion, type):
             raise TypeError(f"stop_criterion must be a StoppingCriterion or a function, got {stop_criterion!r}")
+        trial_backend.check_config_space(scheduler.config_space)
+        for label, switch in (
+            ("asynchronous_scheduling", asynchronous_scheduling),
+            ("wait_trial_completion_when_stopping", wait_trial_completion_when_stopping),
+            ("suffix_tuner_name", suffix_tuner_name),
+            ("start_jobs_without_delay", start_jobs_without_delay),
+            ("count_out_of_memory", count_out_of_memory),
+        ):
+            if not isinstance(switch, bool):
+                raise TypeError(f"{label} must be True or False, got {switch!r}")
         _check_count("n_workers", n_workers, 1)
         _check_count("max_failures", max_failures, 0)
         for label, seconds in (
@@ -135,7 +146,7 @@ class Tuner:
         self.callbacks = _with_results(callbacks)
         self.name = self._make_name(tuner_name, suffix_tuner_name)
         self.tuner_path = experiment_path(self.name)
-        self.trial_backend_path = None if trial_backend_path is None else Path(trial_backend_path)
+        self.trial_backend_path = None if trial_backend_path is None else Path(trial_backend_path).absolute()
         self.random_seed = _draw_seed() if scheduler.random_seed is None else scheduler.random_seed
         self._clock = RealTimeKeeper()
         self.tuning_status = TuningStatus(scheduler.metric_names(), clock=self._time)
@@ -144,6 +155,7 @@ class Tuner:
         self._loop: TuningLoop | None = None
         self._stop_requested = False
         self._has_run = False
+        self._told_end = False
 
     # ---- running -------------------------------------------------------------------------------------
 
@@ -166,9 +178,14 @@ class Tuner:
             raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
         self.trial_backend.set_path(self.trial_backend_path or self.tuner_path, self.name)
         lock = ExperimentLock(self.tuner_path)
+        # Quiet means quiet: without a handler of the application Python prints warnings on stderr.
+        silencer = logging.NullHandler()
+        if os.environ.get(ENV_QUIET) == "1":
+            logging.getLogger("sthyper").addHandler(silencer)
         try:
             self._run_locked()
         finally:
+            logging.getLogger("sthyper").removeHandler(silencer)
             if self.journal is not None:
                 self.journal.close()
             lock.release()
@@ -182,7 +199,7 @@ class Tuner:
         return load_experiment(str(self.tuner_path))
 
     def _run_locked(self) -> None:
-        looped = ended = False
+        ended = False
         try:
             self.trial_backend.open(self._context())
             self._clock.start_of_time()
@@ -195,12 +212,11 @@ class Tuner:
                 for callback in self.callbacks:
                     callback.on_tuning_start(self)
                 self.trial_backend.run_loop(self._loop.run)
-                looped = True
                 self._finish()
                 ended = True
         finally:
             if not ended:
-                self._give_up(tell_callbacks=self._loop is not None and not looped)
+                self._give_up()
 
     def stop(self) -> None:
         """End the experiment soon, as Ctrl-C does; may be called from callbacks and other threads."""
@@ -261,24 +277,46 @@ class Tuner:
     def _finish(self) -> None:
         """The orderly end: callbacks, last journal line, processes."""
         assert self._loop is not None
-        assert self.journal is not None
         if self._loop.state.progress is not None:
             self._loop.state.progress.finish(self.tuning_status)
-        for callback in self.callbacks:
-            callback.on_tuning_end()
-        reason = self._loop.state.end_reason or "unknown"
+        self._write_end(self._loop.state.end_reason or "unknown")
+        self.trial_backend.close()
+        self._tell_end()
+
+    def _give_up(self) -> None:
+        """An exception or the second Ctrl-C: leave at once, the supervisor ends the trials."""
+        error = sys.exc_info()[1]
+        at_once = isinstance(error, KeyboardInterrupt)
+        self.trial_backend.close(wait=not at_once)
+        if self._loop is None or self.journal is None or self._told_end:
+            return
+        for trial_id, record in self._loop.state.records.items():
+            if record.busy:
+                line = {"type": "status", "trial_id": trial_id, "run": record.run, "status": "Stopped"}
+                self.journal.append({**line, "reason": "interrupted", "exit_code": None, "tuner_time": self._time()})
+                record.trial.end_reason = "interrupted"
+                self.tuning_status.set_status(trial_id, Status.stopped, by_tuner=True)
+        self._write_end(f"{type(error).__name__}: {error}")
+        if not at_once:
+            self._tell_end()
+
+    def _write_end(self, reason: str) -> None:
+        assert self.journal is not None
         logger.info("tuning ended: %s", reason)
         self.journal.append({"type": "end", "reason": reason, "tuner_time": self._time()})
-        self.trial_backend.close()
 
-    def _give_up(self, tell_callbacks: bool) -> None:
-        """An exception or the second Ctrl-C: leave at once, the supervisor ends the trials."""
-        kind = sys.exc_info()[0]
-        at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.trial_backend.close(wait=not at_once)
-        if tell_callbacks and not at_once:
-            for callback in self.callbacks:
+    def _tell_end(self) -> None:
+        """Call ``on_tuning_end`` of all callbacks, whatever one of them raises; then raise the first error."""
+        self._told_end = True
+        errors = []
+        for callback in self.callbacks:
+            try:
                 callback.on_tuning_end()
+            except Exception as error:
+                logger.exception("%s.on_tuning_end failed", type(callback).__name__)
+                errors.append(error)
+        if errors and sys.exc_info()[1] is None:
+            raise errors[0]
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -287,9 +325,12 @@ class Tuner:
             yield
             return
 
+        received: list[int] = []
+
         def handle(signum: int, frame: FrameType | None) -> None:
             assert self._loop is not None
-            if self._loop.interrupt is not None:
+            received.append(signum)
+            if len(received) > 1:
                 self._loop.abandoned = True
                 self.trial_backend.wake()
                 raise KeyboardInterrupt
@@ -379,13 +420,15 @@ class Tuner:
             **self.scheduler.metadata(),
         }
         if self.trial_backend_path is not None:
-            own["trial_backend_path"] = str(self.trial_backend_path.absolute())
+            own["trial_backend_path"] = str(self.trial_backend_path)
+        if not isinstance(metadata or {}, dict):
+            raise TypeError(f"metadata must be a dict, got {metadata!r}")
         result = dict(metadata or {})
         for key, value in result.items():
             if key in own or key == ST_TUNER_START_TIMESTAMP:
                 warnings.warn(f"metadata entry {key!r} is overwritten: the name is the tuner's own", stacklevel=3)
             try:
-                json.dumps(value)
+                json.dumps(value, allow_nan=False)
             except (TypeError, ValueError):
                 raise TypeError(f"metadata entry {key!r} cannot be written as JSON: {value!r}") from None
         return {**result, **own}
@@ -412,6 +455,8 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _with_results(callbacks: Sequence[TunerCallback] | None) -> list[TunerCallback]:
+    if isinstance(callbacks, TunerCallback):
+        raise TypeError(f"callbacks must be a list of TunerCallback objects, got one: callbacks=[{callbacks!r}]")
     result = list(callbacks or [])
     for callback in result:
         if not isinstance(callback, TunerCallback):
@@ -426,6 +471,8 @@ def _metric_name(names: list[str], metric: int | str) -> str:
         if metric not in names:
             raise ValueError(f"metric must be one of {names}, got {metric!r}{closest(metric, names)}")
         return metric
+    if isinstance(metric, bool) or not isinstance(metric, int):
+        raise TypeError(f"metric must be a name or an index, got {metric!r}")
     if not 0 <= metric < len(names):
         raise ValueError(f"metric must be a name or an index below {len(names)}, got {metric!r}")
     return names[metric]

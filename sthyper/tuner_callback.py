@@ -19,7 +19,7 @@ class TunerCallback:
         """The experiment starts; its folder and metadata exist."""
 
     def on_tuning_end(self) -> None:
-        """The experiment ends (also after an error or Ctrl-C), before running trials are ended."""
+        """The experiment has ended, also by an error or the first Ctrl-C; no trial runs any more."""
 
     def on_loop_start(self) -> None:
         """A round of the event loop starts, before events are fetched."""

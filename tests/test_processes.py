@@ -625,3 +625,121 @@ def test_a_slow_suggestion_does_not_delay_answers(write: Callable[..., Path]) ->
     came = [i for i, kind in enumerate(kinds) if kind == "suggestion"]
     assert any("report" in kinds[a:c] for a, c in zip(asked, came, strict=True))
     assert replay(tuner.tuner_path, random_search()) == []
+
+
+def test_running_trials_may_finish_when_the_time_is_up(write: Callable[..., Path]) -> None:
+    backend = LocalBackend(write(TRAIN, sleep=0.2))
+    tuner = Tuner(
+        backend,
+        random_search(epochs=6),
+        StoppingCriterion(max_wallclock_time=0.6),
+        n_workers=2,
+        wait_trial_completion_when_stopping=True,
+    )
+    cpu = time.process_time()
+    tuner.run()
+    assert tuner.tuning_status.num_trials_completed == 2
+    assert tuner.tuning_status.num_trials_started == 2
+    assert time.process_time() - cpu < 1.0  # it waits, it does not spin
+
+
+def slowly(scheduler: Any, seconds: float, from_trial: int) -> Any:
+    """Let the searcher of a scheduler take its time."""
+    get_config = scheduler.searcher.get_config
+
+    def slow_get_config(trial_id: int) -> Any:
+        if trial_id >= from_trial:
+            time.sleep(seconds)
+        return get_config(trial_id)
+
+    scheduler.searcher.slow = True
+    scheduler.searcher.get_config = slow_get_config
+    return scheduler
+
+
+def test_a_suggestion_that_comes_too_late_is_not_started(write: Callable[..., Path]) -> None:
+    tuner = Tuner(
+        LocalBackend(write(TRAIN, sleep=0.1)),
+        slowly(random_search(epochs=8), 0.6, from_trial=1),
+        StoppingCriterion(min_metric_value={"loss": 10.0}),
+        n_workers=2,
+        wait_trial_completion_when_stopping=True,
+    )
+    tuner.run()
+    assert tuner.tuning_status.num_trials_started == 1
+    assert tuner.tuning_status.num_trials_completed == 1
+
+
+def test_an_old_answer_that_nothing_is_left_does_not_end_the_experiment(write: Callable[..., Path]) -> None:
+    # While the searcher finds out that the space is used up the two trials pause, and one can be promoted.
+    from sthyper.config_space import choice
+
+    scheduler = ASHA(
+        {"x": choice(["0.1", "0.2"]), "epochs": 9},
+        metric="loss",
+        resource_attr="epoch",
+        max_resource_attr="epochs",
+        type="promotion",
+        random_seed=1,
+    )
+    tuner = make_tuner(write(TRAIN), slowly(scheduler, 0.7, from_trial=2), n_workers=3, n_trials=10)
+    tuner.run()
+    assert max(r["metrics"]["epoch"] for r in records(tuner, "report")) == 3
+
+
+def test_a_lingering_trial_does_not_keep_other_workers_idle(write: Callable[..., Path]) -> None:
+    script = write(
+        TRAIN.replace(
+            "        report(epoch=epoch, loss=args.x + 1 / epoch)",
+            "        try:\n"
+            "            report(epoch=epoch, loss=0.0 if report.trial_id == 0 else 1.0 + epoch)\n"
+            "        finally:\n"
+            "            time.sleep(3.0 if report.trial_id == 0 and epoch == 1 else 0.0)",
+        )
+    )
+    tuner = make_tuner(script, asha(), n_workers=3, n_trials=12)
+    tuner.run()
+    starts = {r["trial_id"]: r["tuner_time"] for r in records(tuner, "start")}
+    lingered = next(r["tuner_time"] for r in records(tuner, "status") if r["trial_id"] == 0)
+    assert sum(start < lingered - 1.0 for start in starts.values()) >= 8
+
+
+def test_a_rank_that_reconnects_over_tcp_is_alive(write: Callable[..., Path]) -> None:
+    script = write("""
+        import socket, time
+        from sthyper import Reporter
+        report = Reporter()
+        report.send_rank(0, 1)
+        for epoch in range(1, 6):
+            report(epoch=epoch, loss=1.0)
+            if epoch == 2:
+                report._connection.socket.shutdown(socket.SHUT_RDWR)
+            time.sleep(0.2)
+    """)
+    tuner = make_tuner(script, random_search(), n_workers=1, n_trials=1, backend={"channel": "tcp"})
+    experiment = tuner.run()
+    assert experiment.trials[0].status == "Completed"
+    assert list(experiment.results["epoch"]) == [1, 2, 3, 4, 5]
+
+
+def test_time_limits_begin_with_the_script_not_with_the_libraries(write: Callable[..., Path]) -> None:
+    script = write("import torch\nfrom sthyper import Reporter\nReporter()(loss=1.0)\n")
+    options = {"first_report_timeout": 1.0, "preload": ["torch", "torch._dynamo"]}
+    tuner = make_tuner(script, random_search(), n_workers=1, n_trials=1, backend=options)
+    experiment = tuner.run()
+    assert experiment.trials[0].end_reason is None
+
+
+def test_a_quiet_experiment_prints_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
+    failing = write("raise RuntimeError('no')")
+    launcher = launcher_script(write, failing, n_workers=1)
+    text = (
+        launcher.read_text().replace("n_workers=1", "n_workers=1, max_failures=200").replace("started=100", "started=2")
+    )
+    launcher.write_text(text.replace('print("returned")', ""))
+    for quiet in ("1", "0"):
+        env = {**os.environ, "STHYPER_QUIET": quiet, "STHYPER_FOLDER": str(tmp_path / quiet)}
+        done = subprocess.run([sys.executable, str(launcher)], env=env, capture_output=True, text=True, timeout=40)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        assert (done.stderr == "") == (quiet == "1")

@@ -22,7 +22,9 @@ from sthyper.config_space import choice, randint, uniform
 from sthyper.errors import ExperimentError, ReportError, TrialFailed
 from sthyper.experiment import load_experiment
 from sthyper.journal import read_journal
+from sthyper.results_callback import StoreResultsCallback
 from sthyper.schedulers import SchedulerDecision, TrialScheduler, TrialSuggestion
+from sthyper.stopping_criterion import PlateauStopper
 from sthyper.testing import canonical_journal, replay
 from sthyper.trial import Status, Trial
 from sthyper.tuner_callback import TunerCallback
@@ -391,7 +393,7 @@ def test_the_tuner_survives_failures_up_to_the_limit(write: Callable[..., Path])
         ("from sthyper import Reporter; Reporter()(epoch=0, loss=0.5)", r"epoch"),
         ("from sthyper import Reporter; Reporter()(epoch=2, loss=0.5)", r"epoch"),
         ("from sthyper import Reporter; Reporter()(epoch=1, loss=None)", r"'loss' is None"),
-        ("print('hello')", r"without a report"),
+        ("print('hello')", r"ended without one"),
         ("import a_module_that_is_not_there", r"a_module_that_is_not_there"),
         ("import sys; sys.exit('no good')", r"exit 1"),
     ],
@@ -633,3 +635,151 @@ def test_an_error_of_the_scheduler_ends_the_experiment_with_its_record(write: Ca
     assert len(reports(tuner.tuner_path)) == 2
     assert (tuner.tuner_path / "results.csv.zip").exists()
     assert not (tuner.tuner_path / "lock").exists()
+
+
+# ---- the end of an experiment --------------------------------------------------------------------------
+
+
+def test_evaluations_are_exact_while_running_trials_may_finish(write: Callable[..., Path]) -> None:
+    criterion = StoppingCriterion(min_metric_value={"loss": 10.0}, max_num_evaluations=5)
+    tuner, _ = tune(write(CURVE), random_search(), criterion, wait_trial_completion_when_stopping=True)
+    assert len(reports(tuner.tuner_path)) == 5
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "__import__('asyncio').CancelledError"])
+def test_any_exception_of_an_inline_trial_ends_the_trial_only(write: Callable[..., Path], error: str) -> None:
+    script = write(f"from sthyper import Reporter\nReporter()(loss=1.0)\nraise {error}\n")
+    tuner = Tuner(
+        LocalBackend(script, launch="inline"),
+        random_search(),
+        StoppingCriterion(max_num_trials_started=3),
+        n_workers=1,
+        max_failures=9,
+    )
+    if error == "KeyboardInterrupt":  # the tuner's Ctrl-C
+        with pytest.warns(RuntimeWarning, match="KeyboardInterrupt in the trial"):
+            experiment = tuner.run()
+        assert [t.end_reason for t in experiment.trials.values()] == ["interrupted"]
+    else:
+        experiment = tuner.run()
+        assert [t.end_reason for t in experiment.trials.values()] == ["exit 1"] * 3
+    assert (tuner.tuner_path / "results.csv.zip").exists()
+
+
+class Raises(TunerCallback):
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.fail)
+
+    def fail(self, *arguments: Any) -> None:
+        raise RuntimeError("a bug of a callback")
+
+
+@pytest.mark.parametrize("hook", ["on_trial_result", "on_tuning_end", "on_loop_end"])
+def test_an_error_of_a_callback_loses_nothing(write: Callable[..., Path], hook: str) -> None:
+    tuner = Tuner(
+        LocalBackend(write(CURVE), launch="inline"),
+        random_search(),
+        StoppingCriterion(max_num_trials_started=2),
+        n_workers=1,
+        callbacks=[Raises(hook), StoreResultsCallback()],
+    )
+    with pytest.raises(RuntimeError, match="a bug of a callback"):
+        tuner.run()
+    assert (tuner.tuner_path / "results.csv.zip").exists()
+    experiment = load_experiment(tuner.name)
+    assert {t.status.value for t in experiment.trials.values()} <= {"Completed", "Stopped"}
+    assert experiment.end_reason is not None
+    assert tuner.tuning_status.num_trials_running == 0
+
+
+def test_a_plateau_ends_the_experiment(write: Callable[..., Path]) -> None:
+    script = write(CURVE.replace("loss=args.x + 1 / epoch", "**({'loss': 1.0} if epoch < 9 else {'other': 1.0})"))
+    tuner, _ = tune(script, random_search_of("loss"), PlateauStopper("loss", num_trials=4))
+    assert tuner.tuning_status.num_trials_started in (4, 5)
+
+
+def random_search_of(metric: str) -> TrialScheduler:
+    class Lenient(RandomSearch):
+        """Takes reports without the metric, too."""
+
+        def on_trial_result(self, trial: Trial, result: dict[str, Any]) -> str:
+            return SchedulerDecision.CONTINUE
+
+        def on_trial_complete(self, trial: Trial, result: dict[str, Any]) -> None:
+            pass
+
+    return Lenient(SPACE, metric=metric, random_seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preload": "torch"}, "preload"),
+        ({"preload": 3}, "preload"),
+        ({"cost_per_hour": -1.0}, "cost_per_hour"),
+        ({"cost_per_hour": "1"}, "cost_per_hour"),
+        ({"environment": {"A": 1}}, "environment"),
+        ({"workdir": "/there/is/no/such/folder"}, "workdir"),
+        ({"channel": "tcp:127.0.0.1:99999"}, "channel"),
+        ({"channel": "udp"}, "channel"),
+        ({"stop_grace": "long"}, "stop_grace"),
+        ({"trial_timeout": -1}, "trial_timeout"),
+        ({"threads_per_trial": 1.5}, "threads_per_trial"),
+    ],
+)
+def test_bad_arguments_of_the_backend_are_named(
+    write: Callable[..., Path], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        LocalBackend(write(CURVE), **options)
+
+
+def test_more_bad_arguments_of_the_tuner(write: Callable[..., Path]) -> None:
+    backend = LocalBackend(write(CURVE), launch="inline")
+    criterion = StoppingCriterion(max_num_trials_started=1)
+    for options, words in (
+        ({"metadata": {"a": float("nan")}}, "metadata entry 'a'"),
+        ({"metadata": [1]}, "metadata must be a dict"),
+        ({"callbacks": TunerCallback()}, "callbacks must be a list"),
+        ({"asynchronous_scheduling": "no"}, "asynchronous_scheduling"),
+        ({"stop_criterion": StoppingCriterion}, "stop_criterion"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            Tuner(
+                **{"trial_backend": backend, "scheduler": random_search(), "stop_criterion": criterion, "n_workers": 1}
+                | options
+            )
+    lists = RandomSearch({"x": uniform(0, 1), "layers": [1, 2]}, metric="loss")
+    with pytest.raises(ValueError, match="pass_args_as_json"):
+        Tuner(backend, lists, criterion, n_workers=1)
+
+
+def test_lists_travel_as_json(write: Callable[..., Path]) -> None:
+    script = write("""
+        import argparse
+        from sthyper import Reporter
+        from sthyper.utils import add_config_json_to_argparse, load_config_json
+        parser = argparse.ArgumentParser()
+        add_config_json_to_argparse(parser)
+        config = load_config_json(vars(parser.parse_args()))
+        Reporter()(loss=config["x"], layers=config["layers"])
+    """)
+    scheduler = RandomSearch({"x": uniform(0, 1), "layers": [1, {"a": 2}]}, metric="loss", random_seed=0)
+    _, experiment = tune(
+        script, scheduler, StoppingCriterion(max_num_trials_started=1), backend={"pass_args_as_json": True}
+    )
+    assert experiment.results["layers"][0] == [1, {"a": 2}]
+
+
+def test_rewritten_maximum_over_scripts_that_end_at_their_milestone(write: Callable[..., Path]) -> None:
+    script = write(CHECKPOINTED.replace("report = Reporter()", "report = Reporter(on_stop='return')"))
+    tuner, experiment = tune(
+        script, asha(), StoppingCriterion(max_num_trials_started=6), backend={"rewrite_max_resource": True}
+    )
+    for trial_id in experiment.trials:
+        folder = tuner.tuner_path / "trials" / str(trial_id)
+        trained = len((folder / "trained").read_text().split())
+        # The script got the milestone as its length, and its code after the loop ran.
+        assert int((folder / "after").read_text()) == trained
+    assert (experiment.results["config_epochs"] == 9).all()
+    assert replay(tuner.tuner_path, asha()) == []

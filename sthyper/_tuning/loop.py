@@ -41,28 +41,27 @@ class TuningLoop:
     def run(self) -> None:
         """Run until the experiment has ended; ``state.end_reason`` then says why."""
         state = self.state
-        try:
-            while not self.abandoned:
-                for callback in state.callbacks:
-                    callback.on_loop_start()
-                self._suggestions.fill_workers(may_ask=self.interrupt is None)
-                if self._is_over():
+        while not self.abandoned:
+            for callback in state.callbacks:
+                callback.on_loop_start()
+            if self.interrupt is not None and not state.ending:
+                self._end_by_interrupt(self.interrupt)
+            self._suggestions.fill_workers()
+            if self._is_over():
+                return
+            started = time.monotonic()
+            for event in state.backend.events(self._wait()):
+                self._handle(event)
+                if self.abandoned:
                     return
-                started = time.monotonic()
-                for event in state.backend.events(self._wait()):
-                    self._handle(event)
-                    if self.abandoned:
-                        return
-                if not state.tell_news() and state.backend.poll_interval is not None:
-                    for callback in state.callbacks:
-                        callback.on_tuning_sleep(time.monotonic() - started)
-                if state.progress is not None:
-                    state.progress.maybe_table(state.status)
+            if not state.tell_news() and state.backend.poll_interval is not None:
                 for callback in state.callbacks:
-                    callback.on_loop_end()
-                state.check_criterion()
-        finally:
-            self._suggestions.close()
+                    callback.on_tuning_sleep(time.monotonic() - started)
+            if state.progress is not None:
+                state.progress.maybe_table(state.status)
+            for callback in state.callbacks:
+                callback.on_loop_end()
+            state.check_criterion()
 
     def request_stop(self, reason: str) -> None:
         """End the experiment soon; safe in signal handlers and from other threads."""
@@ -71,18 +70,21 @@ class TuningLoop:
 
     def _wait(self) -> float:
         state = self.state
-        if state.ending:
-            return MAX_WAIT
         wait = MAX_WAIT if state.backend.poll_interval is None else state.options.sleep_time
+        if state.ending or state.draining:
+            return wait
         if not isinstance(state.criterion, StoppingCriterion):
             return min(wait, PREDICATE_WAIT)
         left = state.criterion.remaining_time(state.status)
         return wait if left is None else min(wait, max(0.0, left))
 
+    def _end_by_interrupt(self, reason: str) -> None:
+        if self.state.progress is not None and self.state.busy:
+            self.state.progress.message(f"{reason}: ending {self.state.busy} trials; Ctrl-C once more leaves at once")
+        self.state.end_at_once(reason)
+
     def _is_over(self) -> bool:
         state = self.state
-        if self.interrupt is not None and not state.ending:
-            state.end_at_once(self.interrupt)
         if state.busy:
             return False
         if state.ending or state.draining:
@@ -102,8 +104,7 @@ class TuningLoop:
         if isinstance(event, ReportEvent):
             self._outcomes.on_report(event)
         elif isinstance(event, EndEvent):
-            # A paused trial may be promoted: the scheduler is asked again.
-            self._suggestions.exhausted = False
+            self._suggestions.trial_ended()
             self._outcomes.on_end(event)
         else:
             self._on_message(event)
@@ -113,9 +114,10 @@ class TuningLoop:
         if event.kind == "process":
             state.journal.append({"type": "process", "trial_id": event.trial_id, "run": event.run, **event.data})
         elif event.kind == "preloading":
-            if state.progress is not None:
-                modules = ", ".join(event.data["modules"]) or "nothing"
-                state.progress.message(f"loading {modules} once for all trials ...")
+            if state.progress is not None and event.data["modules"]:
+                state.progress.message(f"loading {', '.join(event.data['modules'])} once for all trials ...")
+        elif event.kind == "interrupt":
+            self.interrupt = self.interrupt or "KeyboardInterrupt in the trial"
         elif event.kind == "ready":
             logger.info("libraries loaded in %.1f s", event.data["seconds"])
         elif event.kind == "supervisor_lost":

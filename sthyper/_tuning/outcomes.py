@@ -8,6 +8,7 @@ from typing import Any
 
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
+from sthyper.backend._runs import read_tail
 from sthyper.backend.base import EndEvent, ReportEvent
 from sthyper.constants import (
     ST_MILESTONE,
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_RESTARTS = 2
 """Times that a trial is run again after it was killed from outside."""
 ENOUGH_OUT_OF_MEMORY = 5
+NO_REPORT = "no report: the script ended without one; call Reporter()(metric=...) at least once"
 
 
 class Outcomes:
@@ -210,8 +212,8 @@ class Outcomes:
         elif record.order is None and self._should_restart(record, event):
             return
         elif status == Status.completed and record.counted == 0:
-            status, reason = Status.failed, "no report"
-            tail = tail or "the script ended without a report; call Reporter()(metric=...) at least once"
+            status, reason = Status.failed, NO_REPORT
+            tail = read_tail(self.state.backend.trial_path(event.trial_id) / ST_STDERR_FILENAME)
         record.trial.end_reason = reason
         self.state.status.set_status(event.trial_id, status, by_tuner=by_tuner)
         self.state.journal.append(
@@ -296,7 +298,9 @@ class Outcomes:
         else:
             folder = self.state.backend.trial_path(record.trial.trial_id)
             name = ST_STDERR_FILENAME if status == Status.failed else ST_STDOUT_FILENAME
-            self.state.progress.trial_ended(record.trial, status, reason, record.last_result or {}, folder / name)
+            path = folder / name
+        shown = path if path.exists() else folder  # trials in the tuner's own process write to its terminal
+        self.state.progress.trial_ended(record.trial, status, reason, record.last_result or {}, shown)
 
     def _count_failure(self, record: TrialRecord, reason: str, tail: str) -> None:
         trial_id = record.trial.trial_id

@@ -107,15 +107,18 @@ class ExperimentState:
 
     def check_criterion(self) -> None:
         """Look at the stop criterion and begin to end the experiment if it is met."""
-        if self.ending or self.draining:
+        if self.ending:
             return
-        if isinstance(self.criterion, StoppingCriterion):
-            reason = self.criterion.reached(self.status)
+        criterion = self.criterion
+        if isinstance(criterion, StoppingCriterion):
+            at_once = criterion.evaluations_used_up(self.status)
+            reason = at_once or (None if self.draining else criterion.reached(self.status))
         else:
-            reason = "the stop criterion is met" if self.criterion(self.status) else None
+            at_once = None
+            reason = None if self.draining or not criterion(self.status) else "the stop criterion is met"
         if reason is None:
             return
-        if self.options.wait_trial_completion_when_stopping and "max_num_evaluations" not in reason:
+        if at_once is None and self.options.wait_trial_completion_when_stopping:
             self.draining = True
             self.end_reason = reason
         else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from sthyper._tuning.state import ExperimentState
@@ -37,21 +38,22 @@ class Suggestions:
         self.kept_back: TrialSuggestion | None = None
         self.exhausted = False
         self._asks = 0
-        self._held: TrialSuggestion | None = None
+        self._ends = 0
+        self._ends_at_ask = 0
+        self._held: list[TrialSuggestion] = []
         self._batch = state.options.n_workers
         self._pending: PendingSuggestion | None = None
         self._future: Future[Any] | None = None
-        self._executor: ThreadPoolExecutor | None = None
 
     @property
     def waiting(self) -> bool:
         """Whether a suggestion is being computed, or waits for its trial's processes to end."""
-        return self._future is not None or self._held is not None
+        return self._future is not None or bool(self._held)
 
-    def close(self) -> None:
-        """Free the worker thread."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+    def trial_ended(self) -> None:
+        """Ask the scheduler again, even if it had nothing to suggest: a paused trial may be promoted now."""
+        self._ends += 1
+        self.exhausted = False
 
     def _free_workers(self) -> int:
         if self.state.backend.poll_interval is None:
@@ -61,9 +63,9 @@ class Suggestions:
         return self.state.options.n_workers - len(self.state.backend.busy_trial_ids())
 
     def _may_ask(self) -> bool:
-        if self.state.ending or self.state.draining or self.exhausted:
+        if self._nothing_new or self.exhausted:
             return False
-        if self.kept_back is not None or self._held is not None or self._free_workers() <= 0:
+        if self.kept_back is not None or self._free_workers() <= len(self._held):
             return False
         if not self.state.options.asynchronous_scheduling and self._batch <= 0:
             if self.state.busy:
@@ -75,11 +77,12 @@ class Suggestions:
 
     def fill_workers(self, may_ask: bool = True) -> None:
         """Give every free worker something to do; without ``may_ask`` only what was suggested before."""
-        if self._held is not None and not self.state.ending:
-            trial_id = self._held.checkpoint_trial_id
-            assert trial_id is not None
-            if not self.state.records[trial_id].busy and self._free_workers() > 0:
-                held, self._held = self._held, None
+        if self._nothing_new:
+            self._held.clear()
+        for held in list(self._held):
+            assert held.checkpoint_trial_id is not None
+            if not self.state.records[held.checkpoint_trial_id].busy and self._free_workers() > 0:
+                self._held.remove(held)
                 self._resume(held)
         while True:
             if self._future is not None:
@@ -94,18 +97,32 @@ class Suggestions:
             else:
                 return
 
+    @property
+    def _nothing_new(self) -> bool:
+        """Whether the experiment has begun to end, so that nothing is started or resumed any more."""
+        return self.state.ending or self.state.draining
+
     def _ask(self) -> None:
         self._asks += 1
+        self._ends_at_ask = self._ends
         self.state.journal.append({"type": "ask", "n": self._asks})
         begun = self.state.scheduler.begin_suggest(self.state.backend.new_trial_id())
         if not isinstance(begun, PendingSuggestion):
             self._received(begun)
             return
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="sthyper-suggest")
         self._pending = begun
-        self._future = self._executor.submit(begun.compute)
-        self._future.add_done_callback(lambda _: self.state.backend.wake())
+        future: Future[Any] = Future()
+        self._future = future
+        future.add_done_callback(lambda _: self.state.backend.wake())
+
+        def work() -> None:
+            try:
+                future.set_result(begun.compute())
+            except BaseException as error:  # raised in the loop's thread by future.result()
+                future.set_exception(error)
+
+        # A daemon: after Ctrl-C nobody waits for a suggestion.
+        threading.Thread(target=work, name="sthyper-suggest", daemon=True).start()
 
     def _received(self, suggestion: TrialSuggestion | None) -> None:
         action = "none" if suggestion is None else "start" if suggestion.spawn_new_trial_id else "resume"
@@ -119,16 +136,16 @@ class Suggestions:
             }
         )
         if suggestion is None:
-            # Not final while trials run: one that pauses may be promoted later.
-            self.exhausted = True
+            # Not final while trials run, nor if one has ended meanwhile: it may be promoted.
+            self.exhausted = self._ends == self._ends_at_ask
         elif suggestion.spawn_new_trial_id:
             if isinstance(self.state.criterion, StoppingCriterion) and not self.state.criterion.may_start_new(
                 self.state.status
             ):
                 self.kept_back = suggestion
-            elif not self.state.ending:
+            elif not self._nothing_new:
                 self._start(suggestion)
-        elif not self.state.ending:
+        elif not self._nothing_new:
             trial_id = suggestion.checkpoint_trial_id
             assert trial_id is not None
             if trial_id not in self.state.records:
@@ -136,7 +153,7 @@ class Suggestions:
                     f"{type(self.state.scheduler).__name__} wants to resume trial {trial_id}, which never started"
                 )
             if self.state.records[trial_id].busy:
-                self._held = suggestion  # its processes are still ending
+                self._held.append(suggestion)  # its processes are still ending
             else:
                 self._resume(suggestion)
 
@@ -148,7 +165,7 @@ class Suggestions:
             config["seed"] = full["seed"] = trial_seed(self.state.options.seed, trial_id)
         trial = self.state.backend.start_trial(config, suggestion.checkpoint_trial_id)
         trial.config = full
-        record = TrialRecord(trial=trial, milestone=milestone)
+        record = TrialRecord(trial=trial, milestone=milestone, script_config=config)
         self.state.records[trial_id] = record
         self.state.busy += 1
         self._batch -= 1
@@ -172,7 +189,10 @@ class Suggestions:
             config, full, milestone = self._split_milestone({**record.trial.config, **suggestion.config})
             if "seed" in full and self.state.scheduler.config_space.get("seed", 0) is None:
                 config["seed"] = full["seed"] = record.trial.config["seed"]
-            new_config = config if config != record.trial.config else None
+            new_config = config if config != record.script_config else None
+            record.script_config = config
+        # The backend launches what the trial holds; the record shows the full configuration.
+        record.trial.config = record.script_config
         self.state.backend.resume_trial(trial_id, new_config)
         record.trial.config = full
         record.milestone = self.state.scheduler.milestone(trial_id) or milestone
@@ -186,7 +206,9 @@ class Suggestions:
     def restart(self, record: TrialRecord, cause: Cause) -> None:
         """Run a trial again whose run ended before its time."""
         logger.warning("trial %d is run again (%s)", record.trial.trial_id, cause.value)
+        full, record.trial.config = record.trial.config, record.script_config
         self.state.backend.restart_trial(record.trial.trial_id, from_scratch=cause is Cause.scratch)
+        record.trial.config = full
         self._begin_run(record, cause)
 
     def _begin_run(self, record: TrialRecord, cause: Cause) -> None:

@@ -45,6 +45,8 @@ class TrialRecord:
         run: Number of the current or last run.
         cause: Why that run was started.
         busy: Whether it occupies a worker.
+        script_config: Configuration that the script gets: that of the trial, except over backends that rewrite the
+            maximum resource.
         milestone: Resource at which the scheduler decides next.
         order: STOP or PAUSE once this run got it.
         largest: Largest resource of all counted reports.
@@ -63,6 +65,7 @@ class TrialRecord:
     run: int = 0
     cause: Cause = Cause.start
     busy: bool = True
+    script_config: dict[str, Any] = field(default_factory=dict)
     milestone: int | None = None
     order: str | None = None
     largest: float | None = None

@@ -20,7 +20,7 @@ from typing import Any
 
 import sthyper.report
 from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
-from sthyper.backend.base import EndEvent, ReportEvent, TrialEvent
+from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
 from sthyper.report import TrialExit
 from sthyper.trial import SchedulerDecision, Status
 
@@ -44,6 +44,7 @@ class InlineRunner:
         self._events: queue.SimpleQueue[TrialEvent | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._state: RunState | None = None
+        self._next: RunSpec | None = None
         self._stopping = False
         self._in_trial = False
         self._client = ""
@@ -98,28 +99,34 @@ class InlineRunner:
             state.deadline = time.monotonic() + self._timeouts.first_report
         state.code = 0
         try:
-            self._in_trial = True
-            with _borrowed_process(spec):
-                sthyper.report._inline_answer = self._report
-                try:
-                    _run_script(Path(spec.argv[0]))
-                finally:
-                    sthyper.report._inline_answer = None
-        except _Interrupted:
+            self._run_as_main(spec)
+        except KeyboardInterrupt as error:
             state.ordered = state.ordered or Status.stopped
             state.reason = "interrupted"
+            if not isinstance(error, _Interrupted):  # not by our handler: the tuner has yet to hear of it
+                self._events.put(MessageEvent("interrupt"))
         except SystemExit as exit_:
             state.code = _exit_code(exit_)
-        except Exception:
+        except BaseException as error:  # asyncio.CancelledError, too
             state.code = 1
-            text = _user_traceback()
+            text = _user_traceback(error)
             with open(spec.stderr, "a") as file:
                 file.write(text)
             print(text, file=sys.stderr, end="")
         finally:
-            self._in_trial = False
-        status, reason, tail = classify_end(state)
-        self._events.put(EndEvent(spec.trial_id, spec.run, status, reason, state.code, tail))
+            status, reason, tail = classify_end(state)
+            self._events.put(EndEvent(spec.trial_id, spec.run, status, reason, state.code, tail))
+
+    def _run_as_main(self, spec: RunSpec) -> None:
+        with _borrowed_process(spec):
+            sthyper.report._inline_answer = self._report
+            try:
+                self._in_trial = True
+                _run_script(Path(spec.argv[0]))
+            finally:
+                # First of all: what follows must not be broken off by Ctrl-C.
+                self._in_trial = False
+                sthyper.report._inline_answer = None
 
     def _report(self, metrics: dict[str, Any]) -> str:
         state = self._state
@@ -145,7 +152,7 @@ class InlineRunner:
     def start(self, spec: RunSpec) -> None:
         size = spec.stderr.stat().st_size if spec.stderr.exists() else 0
         self._state = RunState(spec, size)
-        self._jobs.put(spec)
+        self._next = spec
 
     def end(self, trial_id: int, status: Status, at_once: bool, grace: float) -> None:
         if self._state is not None and self._state.ordered is None:
@@ -155,6 +162,10 @@ class InlineRunner:
         self._answers.put(decision)
 
     def events(self, timeout: float | None) -> list[TrialEvent]:
+        if self._next is not None:
+            # Not before: the tuner has announced the trial by now, and the terminal is the script's.
+            spec, self._next = self._next, None
+            self._jobs.put(spec)
         try:
             event = self._events.get(timeout=timeout)
         except queue.Empty:
@@ -208,9 +219,9 @@ def _exit_code(exit_: SystemExit) -> int:
     return 1
 
 
-def _user_traceback() -> str:
-    """Return the traceback of the current exception from the script's first frame on."""
-    kind, error, trace = sys.exc_info()
+def _user_traceback(error: BaseException) -> str:
+    """Return the traceback of an exception from the script's first frame on."""
+    trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
-    return "".join(traceback.format_exception(kind, error, trace))
+    return "".join(traceback.format_exception(type(error), error, trace))

@@ -14,7 +14,7 @@ from typing import Literal
 from sthyper.backend import launcher as lw
 from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
-from sthyper.backend.channel import ChannelServer, ClientBye, ClientGone, ClientLoaded, ClientReport
+from sthyper.backend.channel import ChannelServer, ClientBye, ClientGone, ClientHello, ClientLoaded, ClientReport
 from sthyper.constants import ENV_CHANNEL, ENV_TOKEN
 from sthyper.errors import ExperimentError
 from sthyper.trial import SchedulerDecision, Status
@@ -26,6 +26,8 @@ LOSS_WINDOW = 600.0
 """The experiment ends when the supervisor is lost for the third time within ten minutes."""
 RANK_GRACE = 5.0
 """Seconds for a trial to end after one of its ranks has vanished."""
+RECONNECT_SECONDS = 5.0
+"""Seconds that a rank on this machine may take to come back over TCP before it counts as dead."""
 
 
 class ProcessRunner:
@@ -134,8 +136,6 @@ class ProcessRunner:
         state = RunState(spec, stderr_start)
         self._runs[spec.key] = state
         self._current[spec.trial_id] = spec.key
-        if self._timeouts.first_report is not None:
-            state.deadline = time.monotonic() + self._timeouts.first_report
         self._launcher.spawn(
             lw.SpawnRequest(
                 key=spec.key,
@@ -154,6 +154,7 @@ class ProcessRunner:
         state = self._runs[self._current[trial_id]]
         if state.ordered is None:
             state.ordered = status
+        state.deadline = None
         if at_once:
             self._launcher.end(state.spec.key, grace=0.0, kill_after=grace)
         else:
@@ -162,9 +163,9 @@ class ProcessRunner:
     def answer(self, event: ReportEvent, decision: str) -> None:
         self._channel.answer(event.trial_id, event.run, event.client, event.seq, decision)
         state = self._runs.get(f"{event.trial_id}-{event.run}")
-        if state is not None:
-            limit = self._timeouts.report
-            state.deadline = None if limit is None else time.monotonic() + limit
+        limit = self._timeouts.report
+        if state is not None and state.ordered is None and limit is not None:
+            state.deadline = time.monotonic() + limit
 
     # ---- what happened -------------------------------------------------------------------------------
 
@@ -177,8 +178,6 @@ class ProcessRunner:
                 events = list(self._queue)
                 self._queue.clear()
                 return events
-            if end is not None and now > end:
-                return []
             woken = False
             for key, _ in self._selector.select(self._wait(now, end)):
                 key.data()
@@ -192,6 +191,7 @@ class ProcessRunner:
 
     def _wait(self, now: float, end: float | None) -> float | None:
         times = [s.deadline for s in self._runs.values() if s.deadline is not None]
+        times += [due for s in self._runs.values() for _, due in s.lost_ranks.values()]
         due = self._launcher.next_deadline()
         if due is not None:
             times.append(due)
@@ -206,7 +206,11 @@ class ProcessRunner:
             self._launcher_started = None
             self._queue.append(MessageEvent("preloading", data={"modules": list(self._preload)}))
         for state in self._runs.values():
-            if state.deadline is not None and now >= state.deadline and state.ordered is None:
+            for client, (rank, due) in list(state.lost_ranks.items()):
+                if now >= due:
+                    del state.lost_ranks[client]
+                    self._rank_died(state, rank)
+            if state.deadline is not None and now >= state.deadline:
                 state.deadline = None
                 state.reason = "hung"
                 self._launcher.end(state.spec.key, grace=0.0)
@@ -235,10 +239,18 @@ class ProcessRunner:
                     state.ok = False
                     if message.reason is not None and state.ordered is None:
                         state.reason = message.reason
+            elif isinstance(message, ClientHello):
+                state.lost_ranks.pop(message.client, None)
             elif isinstance(message, ClientGone) and message.rank is not None and not message.said_bye:
-                if state.ordered is None and state.reason is None and state.code is None:
-                    state.reason = f"rank {message.rank} died"
-                self._launcher.end(state.spec.key, grace=RANK_GRACE)
+                if self._host is None:
+                    self._rank_died(state, message.rank)
+                else:  # a dropped connection: the client comes back
+                    state.lost_ranks[message.client] = (message.rank, time.monotonic() + RECONNECT_SECONDS)
+
+    def _rank_died(self, state: RunState, rank: int) -> None:
+        if state.ordered is None and state.reason is None and state.code is None:
+            state.reason = f"rank {rank} died"
+        self._launcher.end(state.spec.key, grace=RANK_GRACE)
 
     def _read_launcher(self) -> None:
         for event in self._launcher.read():
@@ -251,6 +263,9 @@ class ProcessRunner:
                     self._queue.append(MessageEvent("warning", data={"message": message}))
                 case lw.Started(key=key, pid=pid, create_time=create_time):
                     if (state := self._runs.get(key)) is not None:
+                        if self._timeouts.first_report is not None and state.ordered is None:
+                            # From here on, not from the order: the first trial waits for the libraries.
+                            state.deadline = time.monotonic() + self._timeouts.first_report
                         self._queue.append(
                             MessageEvent(
                                 "process",

@@ -98,6 +98,7 @@ class RunState:
     code: int | None = None
     ok: bool = True
     deadline: float | None = None
+    lost_ranks: dict[str, tuple[int, float]] = field(default_factory=dict)
     oom_kills: int = field(default_factory=lambda: oom_kills())
 
 

@@ -137,6 +137,9 @@ class TrialBackend(ABC):
         """Set the folder below which each trial has its own (``{path}/trials/{trial_id}``)."""
         self.path = Path(results_root)
 
+    def check_config_space(self, config_space: dict[str, Any]) -> None:
+        """Raise ``ValueError`` if this backend cannot hand such configurations to trials; called by the Tuner."""
+
     def open(self, context: ExperimentContext) -> None:
         """Get ready to start trials."""
         self.context = context

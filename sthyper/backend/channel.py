@@ -29,7 +29,7 @@ _CODES = (SchedulerDecision.CONTINUE, SchedulerDecision.STOP, SchedulerDecision.
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """A process of a trial has connected."""
+    """A process of a trial has connected, for the first time or again."""
 
     trial_id: int
     run: int
@@ -148,7 +148,9 @@ class ChannelServer:
     def answer(self, trial_id: int, run: int, client: str, seq: int, decision: str) -> None:
         """Answer a report; the answer is kept in case the report is sent again."""
         key = (trial_id, run, client)
-        state = self._clients.setdefault(key, _Client())
+        state = self._clients.get(key)
+        if state is None:
+            return  # its processes are gone
         state.waiting = None
         if len(state.answers) <= seq:
             state.answers.extend(bytes(seq + 1 - len(state.answers)))
@@ -258,9 +260,8 @@ class ChannelServer:
         if old is not None:
             self._close(old, announce=False)
         self._by_client[key] = connection
-        if key not in self._clients:
-            self._clients[key] = _Client()
-            self._messages.append(ClientHello(*key))
+        self._clients.setdefault(key, _Client())
+        self._messages.append(ClientHello(*key))
         return True
 
     def _report(

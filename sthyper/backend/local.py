@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -108,12 +109,21 @@ class LocalBackend(TrialBackend):
                 f"launch must be one of {', '.join(_LAUNCHES)}, got {launch!r}{closest(launch, _LAUNCHES)}"
             )
         for name, seconds in (("trial_timeout", trial_timeout), ("first_report_timeout", first_report_timeout)):
-            if seconds is not None and not seconds > 0:
+            if seconds is not None and not _check_number(name, seconds) > 0:
                 raise ValueError(f"{name} must be a number of seconds > 0 or None, got {seconds!r}")
-        if not stop_grace >= 0:
-            raise ValueError(f"stop_grace must be >= 0 seconds, got {stop_grace!r}")
-        if threads_per_trial is not None and threads_per_trial < 1:
-            raise ValueError(f"threads_per_trial must be at least 1, got {threads_per_trial!r}")
+        if not 0 <= _check_number("stop_grace", stop_grace) < math.inf:
+            raise ValueError(f"stop_grace must be a finite number of seconds >= 0, got {stop_grace!r}")
+        if cost_per_hour is not None and not 0 <= _check_number("cost_per_hour", cost_per_hour) < math.inf:
+            raise ValueError(f"cost_per_hour must be a finite number >= 0, got {cost_per_hour!r}")
+        if threads_per_trial is not None and (type(threads_per_trial) is not int or threads_per_trial < 1):
+            raise ValueError(f"threads_per_trial must be an int of at least 1 or None, got {threads_per_trial!r}")
+        if isinstance(preload, str) or not isinstance(preload, bool | Sequence):
+            raise TypeError(f"preload must be True, False or a list of package names, got {preload!r}")
+        if workdir not in (None, "trial") and not Path(workdir).is_dir():
+            raise ValueError(f"workdir must be None, 'trial' or an existing folder, got {str(workdir)!r}")
+        for name, value in (environment or {}).items():
+            if not isinstance(name, str) or not isinstance(value, str | None):
+                raise TypeError(f"environment must map names to strings or None, got {name!r}: {value!r}")
         self.pass_args_as_json = pass_args_as_json
         self.launch: str = ("fork" if sys.platform == "linux" else "exec") if launch == "auto" else launch
         self.stop_grace = stop_grace
@@ -129,6 +139,14 @@ class LocalBackend(TrialBackend):
         self._wants_checkpoint_arg = False
 
     # ---- life of the backend -------------------------------------------------------------------------
+
+    def check_config_space(self, config_space: dict[str, Any]) -> None:
+        for name, value in config_space.items():
+            if isinstance(value, list | dict) and not self.pass_args_as_json:
+                raise ValueError(
+                    f"config_space[{name!r}] is {value!r}, which cannot be an argument of a script; use "
+                    "LocalBackend(..., pass_args_as_json=True) and load_config_json in the script"
+                )
 
     def open(self, context: ExperimentContext) -> None:
         super().open(context)
@@ -292,12 +310,20 @@ def _check_entry_point(entry_point: str | Path) -> Path:
     return path
 
 
+def _check_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
+
+
 def _parse_channel(channel: str) -> tuple[str | None, int]:
+    if not isinstance(channel, str):
+        raise TypeError(f"channel must be 'unix', 'tcp' or 'tcp:HOST:PORT', got {channel!r}")
     kind, _, place = channel.partition(":")
     if kind == "unix" and not place:
         return None, 0
     if kind == "tcp":
         host, _, port = place.rpartition(":") if place else ("127.0.0.1", "", "0")
-        if host and port.isdigit():
+        if host and port.isdigit() and int(port) < 65536:
             return host.strip("[]"), int(port)
     raise ValueError(f"channel must be 'unix', 'tcp' or 'tcp:HOST:PORT', got {channel!r}")

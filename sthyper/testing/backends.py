@@ -182,6 +182,22 @@ class BackendConformance(ABC):
 
         self._run(tmp_path, body)
 
+    def test_polling_sees_reports_too(self, tmp_path: Path) -> None:
+        """``fetch_status_results`` without a timeout brings every report once, and the status."""
+
+        def body(backend: TrialBackend) -> None:
+            backend.start_trial(_config(steps=3))
+            steps: list[int] = []
+            deadline = time.monotonic() + self.patience
+            while backend.busy_trial_ids() and time.monotonic() < deadline:
+                status, results = backend.fetch_status_results([0])
+                steps += [result["step"] for trial_id, result in results if trial_id == 0]
+                time.sleep(0.01)
+            assert steps == [1, 2, 3], f"polling saw the steps {steps}"
+            assert status[0][1] == Status.completed
+
+        self._run(tmp_path, body)
+
     def test_events_wait_no_longer_than_asked(self, tmp_path: Path) -> None:
         """With nothing running ``events`` returns after its timeout."""
 
