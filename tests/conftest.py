@@ -12,7 +12,13 @@ import psutil
 import pytest
 
 # Set by libraries when they are imported, not by a test.
-_LIBRARY_VARIABLES = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+_LIBRARY_VARIABLES = {
+    "CRC32C_SW_MODE",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+}
 
 
 @pytest.fixture(autouse=True)
