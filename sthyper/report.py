@@ -6,30 +6,25 @@ Imports neither torch nor numpy: a script pays some milliseconds for it. The wir
 
 from __future__ import annotations
 
-import atexit
-import itertools
 import json
 import math
 import os
 import re
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sthyper._connection import Connection, TrialExit
 from sthyper.constants import (
     ENV_CHANNEL,
     ENV_CHECKPOINT_DIR,
     ENV_COST_PER_HOUR,
     ENV_LAST_RESOURCE,
     ENV_OBJECTIVE,
-    ENV_PRELOADED_UNTIL,
-    ENV_RECONNECT_GRACE,
     ENV_RUN,
     ENV_SEED,
-    ENV_TOKEN,
     ENV_TRIAL_DIR,
     ENV_TRIAL_ID,
     MAX_REPORT_BYTES,
@@ -44,25 +39,11 @@ from sthyper.constants import (
 
 __all__ = ["Reporter", "TrialExit", "decode_floats", "encode_floats", "retrieve"]
 
-PROTOCOL_VERSION = 1
 _CONTINUE = "CONTINUE"
-_MAX_LOADED = 500
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 # Set while a trial runs inside the tuner's own process (``launch="inline"``): answers reports without a socket.
 _inline_answer: Callable[[dict[str, Any]], str] | None = None
-
-
-class TrialExit(SystemExit):
-    """Raised by a report that was answered STOP or PAUSE: ends the trial in order, with exit code 0.
-
-    Args:
-        decision: ``"STOP"`` or ``"PAUSE"``; ``"LOST"`` when the connection to the tuner is gone.
-    """
-
-    def __init__(self, decision: str = "STOP") -> None:
-        super().__init__(0)
-        self.decision = decision
 
 
 class Reporter:
@@ -110,7 +91,7 @@ class Reporter:
         self._start = time.monotonic()
         self._iter = 0
         self._lock = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
 
     # ---- reports -------------------------------------------------------------------------------------
 
@@ -182,10 +163,10 @@ class Reporter:
                 self._connection.leave()
                 self._connection = None
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> Connection:
         if self._connection is None or self._connection.pid != os.getpid():
             # After a fork the socket belongs to the parent.
-            self._connection = _Connection(os.environ)
+            self._connection = Connection(os.environ)
         return self._connection
 
     def __getstate__(self) -> dict[str, Any]:
@@ -347,146 +328,3 @@ def _plain(name: str, value: Any) -> Any:
         f"metric {name!r} is of type {type(value).__name__}, which cannot be sent; report numbers, strings, bools, "
         "or lists and dicts of them"
     )
-
-
-class _Connection:
-    """One client of the wire protocol: connects lazily, re-sends over TCP what was not answered."""
-
-    def __init__(self, env: Any) -> None:
-        self.pid = os.getpid()
-        self.client = os.urandom(8).hex()
-        self.address: str = env[ENV_CHANNEL]
-        self.hello = {
-            "type": "hello",
-            "v": PROTOCOL_VERSION,
-            "token": env.get(ENV_TOKEN, ""),
-            "trial_id": int(env.get(ENV_TRIAL_ID) or 0),
-            "run": int(env.get(ENV_RUN) or 0),
-            "client": self.client,
-        }
-        self.reconnect_grace = float(env.get(ENV_RECONNECT_GRACE) or 120.0)
-        self.seq = 0
-        self.rank: dict[str, Any] | None = None
-        self.said_bye: bool | None = None
-        self.socket: socket.socket | None = None
-        self.buffer = b""
-        atexit.register(self._at_exit)
-
-    @property
-    def remote(self) -> bool:
-        return self.address.startswith("tcp:")
-
-    def report(self, text: str) -> str:
-        seq = self.seq
-        self.seq += 1
-        line = f'{{"type":"report","seq":{seq},"metrics":{text}}}\n'.encode()
-        deadline: float | None = None
-        while True:
-            try:
-                self._open().sendall(line)
-                while True:
-                    answer = self._read_answer()
-                    if answer.get("seq") == seq:
-                        return str(answer["decision"])
-            except OSError:
-                self._drop()
-                if not self.remote:
-                    # The supervisor ends this trial; nothing that it still does would be recorded.
-                    raise TrialExit("LOST") from None
-                deadline = deadline or time.monotonic() + self.reconnect_grace
-                if time.monotonic() > deadline:
-                    raise TrialExit("LOST") from None
-                time.sleep(0.5)
-
-    def post(self, message: dict[str, Any]) -> None:
-        if message.get("type") == "rank":
-            self.rank = message
-        try:
-            if self.socket is None:
-                self._open()
-            if message.get("type") != "rank":
-                self._write(message)
-        except OSError:
-            self._drop()
-
-    def bye(self, ok: bool, reason: str | None = None) -> None:
-        self.said_bye = ok and self.said_bye is not False
-        self.post({"type": "bye", "ok": self.said_bye, **({"reason": reason} if reason else {})})
-
-    def leave(self) -> None:
-        if self.socket is not None and self.said_bye is None:
-            self.bye(True)
-        self._drop()
-        atexit.unregister(self._at_exit)
-
-    def _at_exit(self) -> None:
-        if self.pid != os.getpid() or self.socket is None:
-            return
-        packages = _loaded_packages()
-        if packages:
-            self.post({"type": "loaded", "packages": packages})
-        self.bye(True)
-
-    def _open(self) -> socket.socket:
-        if self.socket is None:
-            kind, _, place = self.address.partition(":")
-            if kind == "unix":
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                target: Any = place
-            elif kind == "tcp":
-                host, _, port = place.rpartition(":")
-                sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                target = (host.strip("[]"), int(port))
-            else:
-                raise ValueError(f"{ENV_CHANNEL} must be unix:PATH or tcp:HOST:PORT, got {self.address!r}")
-            try:
-                sock.connect(target)
-            except OSError:
-                sock.close()
-                raise
-            self.socket, self.buffer = sock, b""
-            self._write(self.hello)
-            if self.rank is not None:
-                self._write(self.rank)
-        return self.socket
-
-    def _write(self, message: dict[str, Any]) -> None:
-        assert self.socket is not None
-        self.socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def _read_answer(self) -> dict[str, Any]:
-        assert self.socket is not None
-        while b"\n" not in self.buffer:
-            data = self.socket.recv(65536)
-            if not data:
-                raise ConnectionError("the tuner closed the connection")
-            self.buffer += data
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _drop(self) -> None:
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
-
-
-def _loaded_packages() -> list[str]:
-    """Return the installed modules that this process has loaded beyond those that its fork server had.
-
-    Of a package that is new only its own name is returned, of a package that the server had its new modules.
-    """
-    until = os.environ.get(ENV_PRELOADED_UNTIL)
-    new = list(itertools.takewhile(lambda name: name != until, reversed(list(sys.modules))))
-    found = set(new)
-    marks = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-    names: list[str] = []
-    for name in reversed(new):
-        parent = name.rpartition(".")[0]
-        if parent in found or (parent and until is None):
-            continue
-        origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None) or ""
-        if any(mark in origin for mark in marks):
-            names.append(name)
-    return names[:_MAX_LOADED]

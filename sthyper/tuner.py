@@ -18,22 +18,21 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from sthyper._tuning.checks import check_count, check_process, metric_name, with_results
 from sthyper._tuning.loop import TuningLoop
 from sthyper._tuning.state import ExperimentState, LoopOptions
 from sthyper.backend.base import ExperimentContext, TrialBackend
 from sthyper.constants import (
     ENV_QUIET,
-    ENV_TRIAL_ID,
     ST_JOURNAL_FILENAME,
     ST_METADATA_FILENAME,
     ST_TUNER_CREATION_TIMESTAMP,
     ST_TUNER_START_TIMESTAMP,
     TUNER_DEFAULT_SLEEP_TIME,
 )
-from sthyper.errors import ExperimentError, closest
+from sthyper.errors import ExperimentError
 from sthyper.journal import JOURNAL_VERSION, ExperimentJournal, ExperimentLock, write_atomically
 from sthyper.paths import check_valid_name, experiment_path, name_from_base, sanitize_name
-from sthyper.results_callback import StoreResultsCallback
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.time_keeper import RealTimeKeeper
 from sthyper.trial import Status
@@ -122,8 +121,8 @@ class Tuner:
         ):
             if not isinstance(switch, bool):
                 raise TypeError(f"{label} must be True or False, got {switch!r}")
-        _check_count("n_workers", n_workers, 1)
-        _check_count("max_failures", max_failures, 0)
+        check_count("n_workers", n_workers, 1)
+        check_count("max_failures", max_failures, 0)
         for label, seconds in (
             ("sleep_time", sleep_time),
             ("results_update_interval", results_update_interval),
@@ -143,7 +142,7 @@ class Tuner:
         self.wait_trial_completion_when_stopping = wait_trial_completion_when_stopping
         self.start_jobs_without_delay = start_jobs_without_delay
         self.count_out_of_memory = count_out_of_memory
-        self.callbacks = _with_results(callbacks)
+        self.callbacks = with_results(callbacks)
         self.name = self._make_name(tuner_name, suffix_tuner_name)
         self.tuner_path = experiment_path(self.name)
         self.trial_backend_path = None if trial_backend_path is None else Path(trial_backend_path).absolute()
@@ -168,7 +167,7 @@ class Tuner:
                 rank, the supervisor died three times, ...).
             KeyboardInterrupt: At the second Ctrl-C.
         """
-        _check_process()
+        check_process()
         if self._has_run:
             raise ExperimentError(f"the experiment {self.name} has been run; make a new Tuner for another one")
         self._has_run = True
@@ -375,7 +374,7 @@ class Tuner:
             ValueError: If the metric is unknown or nothing finite was reported.
         """
         names = self.scheduler.metric_names()
-        name = _metric_name(names, metric)
+        name = metric_name(names, metric)
         mode = self.scheduler.metric_mode()
         minimise = (mode if isinstance(mode, str) else mode[names.index(name)]) == "min"
         best: tuple[float, int] | None = None
@@ -445,60 +444,6 @@ class Tuner:
             check_valid_name(tuner_name)
             base = tuner_name
         return name_from_base(base) if suffix else base
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _with_results(callbacks: Sequence[TunerCallback] | None) -> list[TunerCallback]:
-    if isinstance(callbacks, TunerCallback):
-        raise TypeError(f"callbacks must be a list of TunerCallback objects, got one: callbacks=[{callbacks!r}]")
-    result = list(callbacks or [])
-    for callback in result:
-        if not isinstance(callback, TunerCallback):
-            raise TypeError(f"callbacks must be TunerCallback objects, got {callback!r}")
-    if not any(isinstance(callback, StoreResultsCallback) for callback in result):
-        result.insert(0, StoreResultsCallback())
-    return result
-
-
-def _metric_name(names: list[str], metric: int | str) -> str:
-    if isinstance(metric, str):
-        if metric not in names:
-            raise ValueError(f"metric must be one of {names}, got {metric!r}{closest(metric, names)}")
-        return metric
-    if isinstance(metric, bool) or not isinstance(metric, int):
-        raise TypeError(f"metric must be a name or an index, got {metric!r}")
-    if not 0 <= metric < len(names):
-        raise ValueError(f"metric must be a name or an index below {len(names)}, got {metric!r}")
-    return names[metric]
-
-
-def _check_process() -> None:
-    """Refuse to run where a tuner cannot be meant, and warn of left-over variables of a distributed job."""
-    if sys.platform == "win32":
-        raise ExperimentError("sthyper runs trials on Linux and macOS; Windows is not supported (WSL is)")
-    if os.environ.get(ENV_TRIAL_ID):
-        raise ExperimentError(
-            "a Tuner was started inside a trial: the training script seems to be the launcher itself. Put the training "
-            "into a script of its own, or the Tuner below `if __name__ == '__main__':` of a script that is not the "
-            "entry point"
-        )
-    env = os.environ
-    ranked = "RANK" in env or "LOCAL_RANK" in env
-    world = env.get("WORLD_SIZE", "1")
-    if "TORCHELASTIC_RUN_ID" in env or (ranked and world.isdigit() and int(world) > 1 and "MASTER_ADDR" in env):
-        raise ExperimentError(
-            "a Tuner was started inside a distributed rank (torchrun or another launcher); start it as a plain "
-            "process: each trial may itself be distributed"
-        )
-    stale = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED") if name in env]
-    if stale:
-        logger.warning("left-over variables %s of another job are removed from the trials' environment", stale)
 
 
 def _interactive() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -31,9 +32,9 @@ class _Range(Domain):
     def domain_str(self) -> str:
         return f"({self.lower}, {self.upper})"
 
+    @abstractmethod
     def interval(self, scaling: Scaling) -> tuple[float, float]:
         """Return the ends of the interval, on the given scale, that the unit coordinate runs over."""
-        raise NotImplementedError
 
     def _rounded(self, value: Any) -> Any:
         return self.sampler.round_value(self, value) if isinstance(self.sampler, Quantized) else value

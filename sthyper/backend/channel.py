@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sthyper._connection import PROTOCOL_VERSION
 from sthyper.constants import MAX_REPORT_BYTES
-from sthyper.report import PROTOCOL_VERSION, decode_floats
+from sthyper.report import decode_floats
 from sthyper.trial import SchedulerDecision
 
 __all__ = ["ChannelServer", "ClientBye", "ClientGone", "ClientHello", "ClientLoaded", "ClientReport"]
