@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -743,3 +746,80 @@ def test_a_quiet_experiment_prints_nothing(write: Callable[..., Path], tmp_path:
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
         assert (done.stderr == "") == (quiet == "1")
+
+
+def on_terminal(command: list[str], env: dict[str, str], press: tuple[str, bytes] | None = None) -> str:
+    """Run a command in a pseudo-terminal and return what it shows; ``press`` keys once some text has been shown."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, env)
+    shown = b""
+    deadline = time.monotonic() + 40.0
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([master], [], [], 0.5)[0]:
+                continue
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not data:
+                break
+            shown += data
+            if press is not None and press[0].encode() in shown:
+                os.write(master, press[1])
+                press = None
+    finally:
+        os.close(master)
+        _, status = os.waitpid(pid, 0)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    assert os.waitstatus_to_exitcode(status) == 0, text
+    return text
+
+
+def test_what_a_user_sees_on_a_terminal(write: Callable[..., Path], tmp_path: Path) -> None:
+    train = write(TRAIN.replace("import argparse", "import argparse, torch._dynamo"), sleep=0.05)
+    launcher = write(
+        f"""
+        from sthyper import StoppingCriterion, Tuner
+        from sthyper.backend import LocalBackend
+        from sthyper.baselines import ASHA
+        from sthyper.config_space import uniform
+        scheduler = ASHA({{"x": uniform(0, 1), "epochs": 9}}, metric="loss", resource_attr="epoch",
+                         max_resource_attr="epochs", type="promotion", random_seed=1)
+        Tuner(LocalBackend({str(train)!r}), scheduler, StoppingCriterion(max_num_trials_started=9), n_workers=2,
+              print_update_interval=0.5).run()
+        """,
+        "launch.py",
+    )
+    env = {**os.environ, "STHYPER_FOLDER": str(tmp_path / "a"), "TERM": "xterm", "COLUMNS": "200"}
+    env.pop("STHYPER_QUIET", None)
+    shown = on_terminal([sys.executable, str(launcher)], env)
+    for words in (
+        "loading torch once for all trials",
+        "trial 0 started, next decision at epoch 1   x=0.5",
+        "paused at epoch 1   loss 1.5",
+        "resumed",
+        "completed",
+        "std.out",
+        "wallclock-time",
+        "best loss",
+    ):
+        assert words in shown, shown
+    assert on_terminal([sys.executable, str(launcher)], {**env, "STHYPER_QUIET": "1"}) == ""
+    failing = launcher.read_text().replace("n_workers=2", "n_workers=2, max_failures=99")
+    launcher.write_text(failing)
+    train.write_text("raise KeyError('width')\n")
+    shown = on_terminal([sys.executable, str(launcher)], env)
+    assert "failed" in shown
+    assert "std.err" in shown
+
+
+def test_ctrl_c_on_a_terminal(write: Callable[..., Path], tmp_path: Path) -> None:
+    launcher = launcher_script(write, write(TRAIN.replace("args.epochs + 1", "500"), sleep=0.1))
+    text = launcher.read_text().replace('{"x": uniform(0, 1)}', '{"x": uniform(0, 1), "epochs": 500}')
+    launcher.write_text(text)
+    env = {**os.environ, "STHYPER_FOLDER": str(tmp_path / "a"), "TERM": "xterm", "COLUMNS": "200"}
+    shown = on_terminal([sys.executable, str(launcher)], env, press=("trial 1", b"\x03"))
+    assert "SIGINT received: ending 2 trials; Ctrl-C once more leaves at once" in shown
+    assert "returned" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 
 from sthyper._tuning.outcomes import Outcomes
@@ -114,8 +115,10 @@ class TuningLoop:
         if event.kind == "process":
             state.journal.append({"type": "process", "trial_id": event.trial_id, "run": event.run, **event.data})
         elif event.kind == "preloading":
-            if state.progress is not None and event.data["modules"]:
-                state.progress.message(f"loading {', '.join(event.data['modules'])} once for all trials ...")
+            tops = dict.fromkeys(name.partition(".")[0] for name in event.data["modules"])
+            packages = [top for top in tops if top not in sys.stdlib_module_names and top != "sthyper"]
+            if state.progress is not None and packages:
+                state.progress.message(f"loading {', '.join(packages)} once for all trials ...")
         elif event.kind == "interrupt":
             self.interrupt = self.interrupt or "KeyboardInterrupt in the trial"
         elif event.kind == "ready":

@@ -291,16 +291,16 @@ class Outcomes:
 
     def _show_end(self, record: TrialRecord, status: Status, reason: str | None) -> None:
         logger.info("trial %d: %s%s", record.trial.trial_id, status.value, f" ({reason})" if reason else "")
-        if self.state.progress is None:
+        progress = self.state.progress
+        if progress is None:
             return
         if status == Status.paused:
-            self.state.progress.trial_paused(record.trial, record.last_result or {})
-        else:
-            folder = self.state.backend.trial_path(record.trial.trial_id)
-            name = ST_STDERR_FILENAME if status == Status.failed else ST_STDOUT_FILENAME
-            path = folder / name
+            progress.trial_paused(record.trial, record.last_result or {})
+            return
+        folder = self.state.backend.trial_path(record.trial.trial_id)
+        path = folder / (ST_STDERR_FILENAME if status == Status.failed else ST_STDOUT_FILENAME)
         shown = path if path.exists() else folder  # trials in the tuner's own process write to its terminal
-        self.state.progress.trial_ended(record.trial, status, reason, record.last_result or {}, shown)
+        progress.trial_ended(record.trial, status, reason, record.last_result or {}, shown)
 
     def _count_failure(self, record: TrialRecord, reason: str, tail: str) -> None:
         trial_id = record.trial.trial_id
