@@ -75,8 +75,8 @@ class Suggestions:
             self.state.status
         )
 
-    def fill_workers(self, may_ask: bool = True) -> None:
-        """Give every free worker something to do; without ``may_ask`` only what was suggested before."""
+    def fill_workers(self) -> None:
+        """Give every free worker something to do."""
         if self._nothing_new:
             self._held.clear()
         for held in list(self._held):
@@ -92,7 +92,7 @@ class Suggestions:
                 pending, future = self._pending, self._future
                 self._pending = self._future = None
                 self._received(pending.finish(future.result()))
-            elif may_ask and self._may_ask():
+            elif self._may_ask():
                 self._ask()
             else:
                 return
