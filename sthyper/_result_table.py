@@ -194,7 +194,8 @@ class ResultTable:
                 frame[name] = extras[name].reindex(frame.index).where(frame.index.isin(extras.index), frame[name])
         configs = pd.DataFrame(self._configs).add_prefix(CONFIG_PREFIX)
         configs = configs.iloc[np.array(self._row_configs)].set_axis(frame.index)
-        frame = pd.concat([frame, configs], axis=1)
+        # A reported metric of that name gives way, as it does in rows(): a frame with a name twice helps nobody.
+        frame = pd.concat([frame.drop(columns=[name for name in configs if name in frame]), configs], axis=1)
         if self.end_reasons:
             frame[ST_END_REASON] = frame[ST_TRIAL_ID].map(self.end_reasons).astype(object)
         return frame

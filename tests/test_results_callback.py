@@ -251,3 +251,12 @@ def test_memory_of_many_rows() -> None:
         tracemalloc.stop()
     # 500 000 rows below 400 MB
     assert used / 20_000 < 200
+
+
+def test_a_metric_named_like_a_configuration_column_gives_way(tmp_path: Path) -> None:
+    callback, _ = started(tmp_path)
+    result = {"loss": 1.0, "config_lr": 5.0}
+    callback.on_trial_result(make_trial(0, lr=0.1), Status.in_progress, result, "CONTINUE")
+    frame = callback.dataframe()
+    assert list(frame.columns).count("config_lr") == 1
+    assert list(frame["config_lr"]) == [0.1]
