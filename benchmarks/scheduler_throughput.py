@@ -22,9 +22,9 @@ BUDGET = 30_000
 CONFIG_SPACE = {"lr": loguniform(1e-5, 1e-1), "width": randint(8, 512), "dropout": uniform(0.0, 0.9), "epochs": 81}
 
 
-def run(kind: str, n_trials: int, n_workers: int, seed: int) -> tuple[float, int]:
+def run(kind: str, n_trials: int, n_workers: int, seed: int, brackets: int = 1) -> tuple[float, int]:
     """Return the CPU seconds inside the scheduler's report method, suggestions included, and the number of reports."""
-    scheduler = ASHA(CONFIG_SPACE, "loss", type=kind, max_resource_attr="epochs", random_seed=seed)
+    scheduler = ASHA(CONFIG_SPACE, "loss", type=kind, max_resource_attr="epochs", random_seed=seed, brackets=brackets)
     running: list[tuple[float, int]] = []
     trials: dict[int, Trial] = {}
     reached: dict[int, int] = {}
@@ -67,9 +67,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--brackets", type=int, default=1)
     args = parser.parse_args()
     for kind in ("stopping", "promotion"):
-        runs = [run(kind, args.trials, args.workers, seed) for seed in range(args.repetitions)]
+        runs = [run(kind, args.trials, args.workers, seed, args.brackets) for seed in range(args.repetitions)]
         rates = [reports / seconds for seconds, reports in runs]
         best = max(rates)
         print(

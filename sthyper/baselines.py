@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.schedulers.fifo import FIFOScheduler
 from sthyper.schedulers.hyperband import HyperbandScheduler, RungSystem
+from sthyper.searchers.multifidelity import BracketDistribution
+from sthyper.time_keeper import TimeKeeper
 
-__all__ = ["ASHA", "RandomSearch", "baselines_dict"]
+__all__ = ["ASHA", "GridSearch", "RandomSearch", "baselines_dict"]
 
 
 class RandomSearch(FIFOScheduler):
@@ -24,9 +26,12 @@ class RandomSearch(FIFOScheduler):
         points_to_evaluate: Configurations to suggest first; partial ones are completed by the mid-point rule.
             ``None`` is one configuration of mid-points, ``[]`` none.
         random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
 
     Raises:
-        ConfigSpaceError: If the space cannot be used.
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
         TypeError: If an argument has the wrong type.
         ValueError: If ``mode`` or an option is unknown.
 
@@ -42,6 +47,9 @@ class RandomSearch(FIFOScheduler):
         search_options: Mapping[str, Any] | None = None,
         points_to_evaluate: list[dict[str, Any]] | None = None,
         random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
     ) -> None:
         super().__init__(
             config_space,
@@ -51,6 +59,57 @@ class RandomSearch(FIFOScheduler):
             search_options=search_options,
             points_to_evaluate=points_to_evaluate,
             random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
+        )
+
+
+class GridSearch(FIFOScheduler):
+    """Grid search: all combinations of a few values of every hyperparameter, every trial runs to its end.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        mode: ``"min"`` or ``"max"``.
+        search_options: Options of :class:`~sthyper.searchers.GridSearcher` (``num_samples``, ``shuffle_config``,
+            ``allow_duplicates``).
+        points_to_evaluate: Configurations to suggest first, which the grid then leaves out; partial ones are completed
+            by the mid-point rule. ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1] of the shuffled order; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+
+    Raises:
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode`` or an option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
+    ) -> None:
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="grid",
+            search_options=search_options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
         )
 
 
@@ -72,9 +131,17 @@ class ASHA(HyperbandScheduler):
             ``max_t`` or ``max_epochs`` of the space.
         type: ``"stopping"`` (default): trials stop at rungs unless among the best; ``"promotion"``: they pause at
             every rung and the best are resumed.
-        rung_system: A rung system in place of ``type``, ``grace_period`` and ``reduction_factor``.
+        rung_system: A rung system in place of ``type`` and the spacing of levels.
         grace_period: Lowest rung level; default 1.
-        reduction_factor: Ratio :math:`\eta \ge 2` of neighbouring rung levels; default 3.
+        reduction_factor: Ratio :math:`\eta \ge 2` of neighbouring rung levels; default 3 unless ``rung_increment`` is
+            given.
+        rung_increment: Difference of neighbouring rung levels, for linear spacing.
+        rung_levels: Explicit rung levels, two or more.
+        brackets: Number of brackets, which differ in their lowest rung: asynchronous Hyperband if there are several.
+        rung_system_per_bracket: Whether every bracket has rungs of its own.
+        bracket_distribution: Probabilities of the brackets.
+        cost_attr: Name of a reported cost of a trial's current run; for ``type="promotion"`` the results have the
+            cost over all runs as ``total_<cost_attr>``.
 
     Raises:
         ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
@@ -101,6 +168,12 @@ class ASHA(HyperbandScheduler):
         rung_system: RungSystem | None = None,
         grace_period: int | None = None,
         reduction_factor: float | None = None,
+        rung_increment: int | None = None,
+        rung_levels: Sequence[int] | None = None,
+        brackets: int = 1,
+        rung_system_per_bracket: bool = False,
+        bracket_distribution: BracketDistribution | None = None,
+        cost_attr: str | None = None,
     ) -> None:
         super().__init__(
             config_space,
@@ -117,12 +190,20 @@ class ASHA(HyperbandScheduler):
             rung_system=rung_system,
             grace_period=grace_period,
             reduction_factor=reduction_factor,
+            rung_increment=rung_increment,
+            rung_levels=rung_levels,
+            brackets=brackets,
+            rung_system_per_bracket=rung_system_per_bracket,
+            bracket_distribution=bracket_distribution,
+            cost_attr=cost_attr,
         )
 
 
 baselines_dict: dict[str, type[TrialScheduler]] = {
     "Random Search": RandomSearch,
     "RandomSearch": RandomSearch,
+    "Grid Search": GridSearch,
+    "GridSearch": GridSearch,
     "ASHA": ASHA,
 }
 """Methods by the names that tables and the command line use; class names are accepted too."""

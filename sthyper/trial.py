@@ -16,11 +16,15 @@ __all__ = [
     "Trial",
     "TrialResult",
     "TrialSuggestion",
+    "draw_seed",
     "is_own_failure",
     "normalize_trial_id",
+    "trial_seed",
+    "was_killed",
 ]
 
 OUT_OF_MEMORY = "out_of_memory"
+KILLED = "killed"
 
 
 class Status(StrEnum):
@@ -153,12 +157,16 @@ class TrialSuggestion:
         return f"resume trial {self.checkpoint_trial_id}{change}"
 
 
-def normalize_trial_id(trial_id: int | str) -> int:
+def normalize_trial_id(trial_id: int | str, foreign: bool = False) -> int:
     """Return ``trial_id`` as an int; the decimal string that older searchers used is accepted.
+
+    Args:
+        trial_id: The id.
+        foreign: Whether negative ids are allowed: those of results that no trial of the experiment reported.
 
     Raises:
         TypeError: If it is neither an int nor a decimal string.
-        ValueError: If it is negative or the string is no number.
+        ValueError: If it is negative and must not be, or the string is no number.
     """
     if isinstance(trial_id, bool) or not isinstance(trial_id, int | str):
         raise TypeError(f"trial_id must be an int, got {trial_id!r} of type {type(trial_id).__name__}")
@@ -166,9 +174,14 @@ def normalize_trial_id(trial_id: int | str) -> int:
         value = int(trial_id)
     except ValueError:
         raise ValueError(f"trial_id must be an int or a decimal string, got {trial_id!r}") from None
-    if value < 0:
+    if value < 0 and not foreign:
         raise ValueError(f"trial_id must not be negative, got {value}")
     return value
+
+
+def was_killed(end_reason: str | None) -> bool:
+    """Whether a trial, or one of its ranks (``"killed (rank 1 died)"``), was killed from outside."""
+    return end_reason is not None and (end_reason == KILLED or end_reason.startswith(f"{KILLED} ("))
 
 
 def is_own_failure(end_reason: str | None) -> bool:
@@ -179,3 +192,17 @@ def is_own_failure(end_reason: str | None) -> bool:
     return end_reason is not None and (
         end_reason == OUT_OF_MEMORY or end_reason.startswith(("exit ", "signal ", "bad report", "no report"))
     )
+
+
+def draw_seed() -> int:
+    """Return a seed in [0, 2**31 - 2] from the system's entropy."""
+    import numpy as np
+
+    return int(np.random.SeedSequence().generate_state(1, dtype=np.uint32)[0]) % (2**31 - 1)
+
+
+def trial_seed(experiment_seed: int, trial_id: int) -> int:
+    """Return the seed of a trial, a 32-bit int, from ``SeedSequence([experiment_seed, trial_id])``."""
+    import numpy as np
+
+    return int(np.random.SeedSequence([experiment_seed, trial_id]).generate_state(1, dtype=np.uint32)[0])

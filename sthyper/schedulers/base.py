@@ -14,7 +14,9 @@ from sthyper.config_space import (
     config_space_to_json_dict,
 )
 from sthyper.errors import ReportError
+from sthyper.schedulers.clock import ExperimentClock
 from sthyper.searchers.base import BaseSearcher, SearcherContext
+from sthyper.time_keeper import TimeKeeper
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion, is_own_failure
 
 __all__ = [
@@ -88,8 +90,22 @@ class TrialScheduler(ABC):
         """Start a suggestion; schedulers with a slow part return it as a :class:`PendingSuggestion`."""
         return self.suggest(trial_id)
 
+    def suggest_enqueued(self, trial_id: int, config: dict[str, Any]) -> TrialSuggestion:
+        """Return the suggestion to start a configuration that the user put into the queue.
+
+        It counts as suggested: the searcher, if there is one, does not suggest it again.
+
+        Args:
+            trial_id: Id that the new trial gets.
+            config: All hyperparameters, checked and of the right types; constants are missing.
+        """
+        return self._completed(TrialSuggestion.start_suggestion(dict(config)))
+
     def _complete(self, suggestion: TrialSuggestion | None) -> TrialSuggestion | None:
-        if suggestion is None or suggestion.config is None:
+        return None if suggestion is None else self._completed(suggestion)
+
+    def _completed(self, suggestion: TrialSuggestion) -> TrialSuggestion:
+        if suggestion.config is None:
             return suggestion
         given = {k: v for k, v in suggestion.config.items() if k in self.config_space}
         config = {k: v for k, v in self.config_space.items() if not isinstance(v, Domain)}
@@ -126,6 +142,28 @@ class TrialScheduler(ABC):
 
     def on_trial_error(self, trial: Trial) -> None:
         """A trial failed; ``trial.end_reason`` says why."""
+
+    def on_trial_resume(self, trial: Trial) -> None:
+        """A further run of a trial begins: a resume that was suggested, or another try after it was killed."""
+
+    def on_trial_repeat(self, trial: Trial, result: dict[str, Any]) -> None:
+        """A further run of a trial reports a resource that an earlier one has reported; nothing is to be decided."""
+
+    def add_result(self, trial_id: int, config: dict[str, Any], result: dict[str, Any]) -> None:
+        """Learn of a result of a configuration that no trial of this experiment ran.
+
+        Args:
+            trial_id: A negative id, one for each evaluation of a configuration.
+            config: All hyperparameters; constants may be missing.
+            result: The report. Those of one evaluation come in the order of their resource.
+
+        Raises:
+            ReportError: If the scheduler cannot use it; then nothing has changed.
+        """
+
+    def result_columns(self) -> dict[str, Any]:
+        """Return columns for the results, about the report that :meth:`on_trial_result` has just decided about."""
+        return {}
 
     def milestone(self, trial_id: int) -> int | None:
         """Return the resource at which this scheduler decides next about a running trial, ``None`` if any."""
@@ -182,6 +220,8 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         mode: ``"min"`` or ``"max"``.
         searcher: The searcher.
         random_seed: Seed of scheduler and searcher; drawn from the system if ``None``.
+        time_keeper: The experiment's clock, which its owner starts; ``None`` for a real one that the first suggestion
+            starts. The searcher gets its time by :attr:`SearcherContext.elapsed_time`.
     """
 
     mode: str
@@ -193,6 +233,7 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         mode: str,
         searcher: BaseSearcher,
         random_seed: int | None = None,
+        time_keeper: TimeKeeper | None = None,
     ) -> None:
         super().__init__(config_space)
         if not isinstance(metric, str) or not metric:
@@ -205,9 +246,19 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         self.mode = mode
         self.searcher = searcher
         self.random_seed = _draw_seed() if random_seed is None else _check_seed(random_seed)
+        self._clock = ExperimentClock(time_keeper)
         self._configured = False
         self._suggesting = False
         self._waiting_news: list[tuple[str, tuple[Any, ...]]] = []
+
+    def set_time_keeper(self, time_keeper: TimeKeeper) -> None:
+        """Take the time from this clock, before the experiment begins; a simulator does it.
+
+        Raises:
+            RuntimeError: If there is a time keeper already, or the experiment has begun.
+            TypeError: If it is no :class:`~sthyper.time_keeper.TimeKeeper`.
+        """
+        self._clock.use(time_keeper)
 
     # ---- for subclasses ------------------------------------------------------------------------------
 
@@ -232,6 +283,7 @@ class TrialSchedulerWithSearcher(TrialScheduler):
             random_seed=seed,
             resource_attr=self.resource_attr,
             max_resource_level=self.max_resource_level,
+            elapsed_time=self._clock.elapsed,
         )
 
     # ---- suggestions ---------------------------------------------------------------------------------
@@ -247,6 +299,10 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         if not isinstance(begun, PendingSuggestion):
             return self._complete(begun)
         return PendingSuggestion(begun.compute, lambda config: self._complete(begun.finish(config)))
+
+    def suggest_enqueued(self, trial_id: int, config: dict[str, Any]) -> TrialSuggestion:
+        self._configure_searcher()
+        return self._completed(self._new_trial(trial_id, dict(config)))
 
     def _begin(self, trial_id: int) -> TrialSuggestion | PendingSuggestion:
         self._configure_searcher()
@@ -268,11 +324,13 @@ class TrialSchedulerWithSearcher(TrialScheduler):
 
     def _configure_searcher(self) -> None:
         if not self._configured:
+            self._clock.start()
             self._configured = True
             self.searcher.configure(self._searcher_context())
 
     def _tell_searcher(self, method: str, *args: Any) -> None:
-        self._configure_searcher()
+        if not self._configured:
+            self._configure_searcher()
         if self._suggesting:
             self._waiting_news.append((method, args))
         else:
@@ -289,6 +347,10 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         config = self._preprocess_config(trial.config)
         self._tell_searcher("on_trial_result", trial.trial_id, config, result, True)
         self._tell_searcher("cleanup_pending", trial.trial_id)
+
+    def add_result(self, trial_id: int, config: dict[str, Any], result: dict[str, Any]) -> None:
+        self._metric_value(result)
+        self._tell_searcher("on_trial_result", trial_id, self._preprocess_config(config), result, True)
 
     def metric_names(self) -> list[str]:
         return [self.metric]
@@ -307,12 +369,14 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         return {
             "random_seed": self.random_seed,
             "configured": self._configured,
+            "clock": self._clock.state_dict(),
             "searcher": self.searcher.state_dict(),
             "waiting_news": [[method, list(args)] for method, args in self._waiting_news],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.random_seed = state["random_seed"]
+        self._clock.load_state_dict(state["clock"])
         if state["configured"]:
             self._configure_searcher()
         self.searcher.load_state_dict(state["searcher"])
@@ -336,6 +400,8 @@ def report_value(result: dict[str, Any], metric: str, resource_attr: str | None 
             f"metric {metric!r} is missing in the report, which has {names}{closest(metric, names)}; expected: {call}"
         )
     value = result[metric]
+    if type(value) is float:  # by far the most frequent
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ReportError(f"metric {metric!r} must be a number, the report has {value!r}")
     return float(value)

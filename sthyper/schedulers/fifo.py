@@ -7,7 +7,9 @@ from typing import Any
 
 from sthyper.schedulers.base import TrialSchedulerWithSearcher
 from sthyper.schedulers.options import SearcherArguments, make_searcher
+from sthyper.schedulers.resources import infer_max_resource
 from sthyper.searchers.base import BaseSearcher
+from sthyper.time_keeper import TimeKeeper
 from sthyper.trial import SchedulerDecision, Trial
 
 __all__ = ["FIFOScheduler"]
@@ -22,16 +24,21 @@ class FIFOScheduler(TrialSchedulerWithSearcher):
         config_space: Configuration space.
         metric: Name of the reported metric that is optimised.
         mode: ``"min"`` or ``"max"``.
-        searcher: A searcher, its name (``"random"``), or ``None`` for random search.
-        search_options: Options of a named searcher, for random search those of
-            :class:`~sthyper.searchers.RandomSearcher`.
+        searcher: A searcher, its name (``"random"`` or ``"grid"``), or ``None`` for random search.
+        search_options: Options of a named searcher, those of :class:`~sthyper.searchers.RandomSearcher` or
+            :class:`~sthyper.searchers.GridSearcher`.
         points_to_evaluate: Configurations to suggest first; partial ones are completed by the mid-point rule.
             ``None`` is one configuration of mid-points, ``[]`` none. Goes into the searcher's constructor if
             ``searcher`` is an object.
         random_seed: Seed in [0, 2**31 - 1] of scheduler and searcher; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource. By default ``config_space[max_resource_attr]``, else the constant ``epochs``,
+            ``max_t`` or ``max_epochs`` of the space, if there is one. The searcher and ``Reporter().objective`` get
+            it; no decision depends on it.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
 
     Raises:
-        ConfigSpaceError: If the space cannot be used.
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
         TypeError: If an argument has the wrong type.
         ValueError: If ``mode``, the name of the searcher or an option is unknown.
     """
@@ -45,6 +52,9 @@ class FIFOScheduler(TrialSchedulerWithSearcher):
         search_options: Mapping[str, Any] | None = None,
         points_to_evaluate: list[dict[str, Any]] | None = None,
         random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
     ) -> None:
         arguments = SearcherArguments(config_space, metric, mode, points_to_evaluate)
         super().__init__(
@@ -53,7 +63,10 @@ class FIFOScheduler(TrialSchedulerWithSearcher):
             mode=mode,
             searcher=make_searcher(searcher, search_options, arguments),
             random_seed=random_seed,
+            time_keeper=time_keeper,
         )
+        # The name itself stays unset: no level is ever written into a configuration.
+        self.max_resource_level = infer_max_resource(config_space, max_t, max_resource_attr)
         # Trial -> its configuration as the searcher knows it, while the trial runs.
         self._searcher_configs: dict[int, dict[str, Any]] = {}
 

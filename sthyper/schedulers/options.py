@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 from sthyper.errors import closest
 from sthyper.searchers.base import BaseSearcher
+from sthyper.searchers.grid import GridSearcher
 from sthyper.searchers.random import RandomSearcher
 
-__all__ = ["RandomSearcherOptions", "SearcherArguments", "make_searcher"]
+__all__ = ["GridSearcherOptions", "RandomSearcherOptions", "SearcherArguments", "make_searcher"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,44 @@ class RandomSearcherOptions:
         )
 
 
+@dataclass(frozen=True)
+class GridSearcherOptions:
+    """``search_options`` of ``searcher="grid"``; see :class:`~sthyper.searchers.GridSearcher`.
+
+    Args:
+        num_samples: Number of grid values of float and integer ranges, by name.
+        shuffle_config: Whether the grid is gone through in random order.
+        allow_duplicates: Whether to begin again when the grid is used up.
+        restrict_configurations: Not supported, must be ``None``.
+    """
+
+    num_samples: Mapping[str, int] | None = None
+    shuffle_config: bool = True
+    allow_duplicates: bool = False
+    restrict_configurations: list[dict[str, Any]] | None = None
+
+    def build(self, arguments: SearcherArguments) -> GridSearcher:
+        """Make the searcher."""
+        return GridSearcher(
+            arguments.config_space,
+            metric=arguments.metric,
+            mode=arguments.mode,
+            points_to_evaluate=arguments.points_to_evaluate,
+            num_samples=self.num_samples,
+            shuffle_config=self.shuffle_config,
+            allow_duplicates=self.allow_duplicates,
+            restrict_configurations=self.restrict_configurations,
+        )
+
+
+class _SearcherOptions(Protocol):
+    """What the options of every named searcher can do."""
+
+    def build(self, arguments: SearcherArguments) -> BaseSearcher: ...
+
+
 # A new searcher gets a name by one line here.
-_OPTIONS: dict[str, Callable[..., RandomSearcherOptions]] = {"random": RandomSearcherOptions}
+_OPTIONS: dict[str, Callable[..., _SearcherOptions]] = {"random": RandomSearcherOptions, "grid": GridSearcherOptions}
 
 
 def make_searcher(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sthyper.searchers.multifidelity import BracketDistribution, RungSnapshot
 
 __all__ = ["BaseSearcher", "SearcherContext"]
 
@@ -20,6 +24,10 @@ class SearcherContext:
         resource_attr: Name of the resource in results, ``None`` for schedulers without one.
         max_resource_level: Largest resource, ``None`` if there is none.
         rung_levels: Levels at which the scheduler decides.
+        num_brackets: Number of its brackets.
+        searcher_data: Which results update the searcher: ``"rungs"``, ``"all"`` or ``"rungs_and_last"``.
+        cost_attr: Name of the cost in results, ``None`` if there is none.
+        elapsed_time: Returns the seconds of the experiment so far, ``None`` if the scheduler has no clock.
     """
 
     metric: str
@@ -28,6 +36,10 @@ class SearcherContext:
     resource_attr: str | None = None
     max_resource_level: int | None = None
     rung_levels: tuple[int, ...] = ()
+    num_brackets: int = 1
+    searcher_data: str = "rungs"
+    cost_attr: str | None = None
+    elapsed_time: Callable[[], float] | None = field(default=None, compare=False)
 
 
 class BaseSearcher(ABC):
@@ -46,9 +58,13 @@ class BaseSearcher(ABC):
 
     Attributes:
         slow: Whether :meth:`get_config` may take long; the tuner then calls it in a worker thread.
+        bracket_distribution: How often new trials get which bracket of a scheduler that has several; a searcher may
+            set it in :meth:`configure`. ``None`` leaves it to the scheduler, and one that the scheduler was given
+            comes first.
     """
 
     slow: bool = False
+    bracket_distribution: BracketDistribution | None = None
 
     def __init__(
         self,
@@ -85,7 +101,13 @@ class BaseSearcher(ABC):
     def register_pending(
         self, trial_id: int | str, config: dict[str, Any] | None = None, milestone: int | None = None
     ) -> None:
-        """Learn that a trial runs (up to the resource ``milestone``)."""
+        """Learn that a trial will report, at the resource ``milestone`` if there are resources.
+
+        Called once for each such report; it is pending until the trial's result there or at a higher level arrives.
+        """
+
+    def on_snapshot(self, snapshot: RungSnapshot) -> None:
+        """Learn how trials and rungs stand; called right before :meth:`get_config` if the scheduler was asked to."""
 
     def remove_case(self, trial_id: int | str, resource: int | None = None) -> None:
         """Forget a result that :meth:`on_trial_result` brought."""

@@ -143,21 +143,31 @@ class RandomSearcher(BaseSearcher):
 
     # ---- events --------------------------------------------------------------------------------------
 
+    def register_pending(
+        self, trial_id: int | str, config: dict[str, Any] | None = None, milestone: int | None = None
+    ) -> None:
+        if config is not None:
+            self._look_at(normalize_trial_id(trial_id, foreign=True), config)
+
     def on_trial_result(
         self, trial_id: int | str, config: dict[str, Any], result: dict[str, Any], update: bool
     ) -> None:
-        number = normalize_trial_id(trial_id)
-        if number not in self._known_trials:
-            self._known_trials.add(number)
-            if not self.allow_duplicates:
-                self._exclude(config)
+        number = normalize_trial_id(trial_id, foreign=True)
+        self._look_at(number, config)
         if update and self.debug_log:
             logger.info("trial %d: %s=%s", number, self.metric, result.get(self.metric or ""))
 
     def evaluation_failed(self, trial_id: int | str, config: dict[str, Any], blacklist: bool = True) -> None:
-        normalize_trial_id(trial_id)
+        normalize_trial_id(trial_id, foreign=True)
         if blacklist:
             self._exclude(config)
+
+    def _look_at(self, number: int, config: dict[str, Any]) -> None:
+        """Leave out the configuration of a trial that was not suggested here."""
+        if number not in self._known_trials:
+            self._known_trials.add(number)
+            if not self.allow_duplicates:
+                self._exclude(config)
 
     def _exclude(self, config: dict[str, Any]) -> None:
         match = self._match(config)

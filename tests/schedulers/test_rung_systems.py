@@ -230,6 +230,10 @@ def test_a_trial_is_paused_where_it_reported_last() -> None:
     assert promotion is not None
     assert (promotion.trial_id, promotion.resume_from) == (0, 3)
     assert system.promote() is None
+    for trial, level, value in ((5, 1, 0.5), (5, 3, math.nan)):
+        system.register(trial, level, value)
+    assert system.promote() is None
+    assert [(p.trial_id, p.level) for p in system.paused_trials()] == [(2, 3), (5, 3), (1, 1)]
 
 
 def test_an_ended_trial_is_never_promoted_but_counts() -> None:

@@ -2,10 +2,69 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
-__all__ = ["check_rung_levels", "geometric_rung_levels", "promotion_quantiles"]
+__all__ = [
+    "check_rung_levels",
+    "geometric_rung_levels",
+    "linear_rung_levels",
+    "promotion_quantiles",
+    "successive_halving_rung_levels",
+]
+
+
+def successive_halving_rung_levels(
+    max_t: int,
+    rung_levels: Sequence[int] | None = None,
+    grace_period: int | None = None,
+    reduction_factor: float | None = None,
+    rung_increment: int | None = None,
+) -> tuple[int, ...]:
+    """Return the rung levels that the arguments of a scheduler describe.
+
+    Explicit levels come first, then geometric spacing, then linear spacing; arguments that lose are warned of.
+
+    Args:
+        max_t: Maximum resource, which is no rung level.
+        rung_levels: Explicit levels: two or more strictly increasing positive ints up to ``max_t``.
+        grace_period: Lowest level; default 1.
+        reduction_factor: Ratio of neighbouring levels; default 3 unless ``rung_increment`` is given.
+        rung_increment: Difference of neighbouring levels.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> successive_halving_rung_levels(10, rung_increment=3)
+        (1, 4, 7)
+        >>> successive_halving_rung_levels(10, rung_levels=[2, 5, 10])
+        (2, 5)
+    """
+    if rung_levels is not None:
+        if isinstance(rung_levels, str) or not isinstance(rung_levels, Sequence):
+            raise TypeError(f"rung_levels must be a list of positive ints, got {rung_levels!r}")
+        if len(rung_levels) < 2:
+            raise ValueError(f"rung_levels must have two or more levels, got {list(rung_levels)}")
+        given = {"grace_period": grace_period, "reduction_factor": reduction_factor, "rung_increment": rung_increment}
+        ignored = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        if ignored:
+            warnings.warn(
+                f"rung_levels={list(rung_levels)} is given, {' and '.join(ignored)} has no effect", stacklevel=3
+            )
+        return check_rung_levels(rung_levels, max_t)
+    lowest = 1 if grace_period is None else grace_period
+    if rung_increment is None:
+        return geometric_rung_levels(lowest, 3 if reduction_factor is None else reduction_factor, max_t)
+    linear = linear_rung_levels(lowest, rung_increment, max_t)
+    if reduction_factor is None:
+        return linear
+    warnings.warn(
+        f"reduction_factor={reduction_factor!r} is given, rung_increment={rung_increment!r} has no effect", stacklevel=3
+    )
+    return geometric_rung_levels(lowest, reduction_factor, max_t)
 
 
 def geometric_rung_levels(grace_period: int, reduction_factor: float, max_t: int) -> tuple[int, ...]:
@@ -41,14 +100,36 @@ def geometric_rung_levels(grace_period: int, reduction_factor: float, max_t: int
         raise TypeError(f"reduction_factor must be a number >= 2, got {reduction_factor!r}")
     if not 2 <= reduction_factor < float("inf"):
         raise ValueError(f"reduction_factor must be a number >= 2, got {reduction_factor!r}")
-    if max_t <= grace_period:
-        raise ValueError(f"the maximum resource must be larger than grace_period={grace_period}, got max_t={max_t}")
+    _check_room(grace_period, max_t)
     levels = []
     level: float = grace_period
     while level < max_t:
         levels.append(round(level))
         level = grace_period * reduction_factor ** len(levels)
     return tuple(level for level in levels if level < max_t)
+
+
+def linear_rung_levels(grace_period: int, rung_increment: int, max_t: int) -> tuple[int, ...]:
+    r"""Return the levels :math:`r_{min} + \nu j` below ``max_t``.
+
+    Args:
+        grace_period: Lowest level :math:`r_{min}`, a positive int.
+        rung_increment: Difference :math:`\nu` of neighbouring levels, a positive int.
+        max_t: Maximum resource, larger than ``grace_period``.
+
+    Raises:
+        TypeError: If an argument is no int.
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> linear_rung_levels(2, 3, 11)
+        (2, 5, 8)
+    """
+    check_positive_int("grace_period", grace_period)
+    check_positive_int("rung_increment", rung_increment)
+    check_positive_int("max_t", max_t)
+    _check_room(grace_period, max_t)
+    return tuple(range(grace_period, max_t, rung_increment))
 
 
 def check_rung_levels(rung_levels: Sequence[int], max_t: int) -> tuple[int, ...]:
@@ -85,3 +166,8 @@ def check_positive_int(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a positive int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be a positive int, got {value!r}")
+
+
+def _check_room(grace_period: int, max_t: int) -> None:
+    if max_t <= grace_period:
+        raise ValueError(f"the maximum resource must be larger than grace_period={grace_period}, got max_t={max_t}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any
 
-from sthyper.schedulers.hyperband.rungs import Promotion, Rung, RungEntry, RungSystem, is_as_good
+from sthyper.schedulers.hyperband.rungs import PausedTrial, Promotion, Rung, RungEntry, RungSystem, is_as_good
 
 __all__ = ["PromotionRungSystem", "first_promotable"]
 
@@ -36,12 +37,17 @@ class PromotionRungSystem(RungSystem):
         self._paused: tuple[list[RungEntry], ...] = tuple([] for _ in self.rungs)
         # Trial -> (index of the rung in which it is paused, its entry), to find it when it ends.
         self._place: dict[int, tuple[int, RungEntry]] = {}
+        # Paused trials whose value is not finite -> index of their rung; they are never promoted.
+        self._hopeless: dict[int, int] = {}
 
-    def register(self, trial_id: int, level: int, value: float) -> bool:
-        rung = self.rung(level)
-        entry = rung.add(trial_id, value)
+    def register(self, trial_id: int, level: int, value: float, cost: float | None = None) -> bool:
+        index = self._index(level)
+        entry = self.rungs[index].add(trial_id, value)
         if entry is not None:
-            self._pause(bisect_left(self.rung_levels, level), entry)
+            self._pause(index, entry)
+        else:
+            self.discard(trial_id)
+            self._hopeless[trial_id] = index
         return False
 
     def promote(self) -> Promotion | None:
@@ -53,14 +59,36 @@ class PromotionRungSystem(RungSystem):
         level = self.rung_levels[index]
         return Promotion(trial_id, resume_from=level, milestone=self.next_level(level))
 
+    def paused_trials(self) -> list[PausedTrial]:
+        result = []
+        for index in range(len(self.rungs) - 1, -1, -1):
+            rung = self.rungs[index]
+            result += [
+                PausedTrial(entry[2], bisect_left(rung.entries, entry), entry[0], rung.level)
+                for entry in self._paused[index]
+            ]
+            # Whatever is not finite ranks last, in the order of arrival.
+            places = {trial_id: place for place, trial_id in enumerate(rung.non_finite, start=len(rung.entries))}
+            result += [
+                PausedTrial(trial_id, places[trial_id], math.nan, rung.level)
+                for trial_id, where in self._hopeless.items()
+                if where == index
+            ]
+        return result
+
     def discard(self, trial_id: int) -> None:
+        if self._hopeless:
+            self._hopeless.pop(trial_id, None)
         place = self._place.pop(trial_id, None)
         if place is not None:
             index, entry = place
             del self._paused[index][bisect_left(self._paused[index], entry)]
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"paused": [[entry[2] for entry in paused] for paused in self._paused]}
+        return super().state_dict() | {
+            "paused": [[entry[2] for entry in paused] for paused in self._paused],
+            "hopeless": [[trial_id, index] for trial_id, index in self._hopeless.items()],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -71,6 +99,7 @@ class PromotionRungSystem(RungSystem):
             for entry in rung.entries:
                 if entry[2] in wanted:
                     self._pause(index, entry)
+        self._hopeless = {trial_id: index for trial_id, index in state["hopeless"]}
 
     def _pause(self, index: int, entry: RungEntry) -> None:
         # A trial is paused in one place: where it reported last.

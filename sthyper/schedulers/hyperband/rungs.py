@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sthyper.schedulers.hyperband.levels import check_rung_levels, promotion_quantiles
 
-__all__ = ["Promotion", "Rung", "RungEntry", "RungSystem", "is_as_good", "linear_quantile"]
+__all__ = ["PausedTrial", "Promotion", "Rung", "RungEntry", "RungSystem", "is_as_good", "linear_quantile"]
 
 RungEntry = tuple[float, int, int]
 """A finite value of a rung: ``(value, number of earlier entries, trial_id)``; sorts best first, ties by arrival."""
@@ -33,6 +33,22 @@ class Promotion:
     trial_id: int
     resume_from: int
     milestone: int
+
+
+class PausedTrial(NamedTuple):
+    """A paused trial that was not promoted yet.
+
+    Args:
+        trial_id: The trial.
+        rank: Its place in its rung, 0 is the best; trials that were promoted are counted.
+        metric_val: Its value there; NaN if that is not finite.
+        level: Level of the rung.
+    """
+
+    trial_id: int
+    rank: int
+    metric_val: float
+    level: int
 
 
 # ---- rules -----------------------------------------------------------------------------------------------
@@ -58,8 +74,10 @@ def linear_quantile(entries: Sequence[RungEntry], size: int, q: float) -> float 
     position = q * (size - 1)
     below = int(position)
     last = len(entries) - 1
-    low = entries[min(below, last)][0]
-    high = entries[min(below + 1, last)][0]
+    if below >= last:
+        return entries[last][0]
+    low = entries[below][0]
+    high = entries[below + 1][0]
     t = position - below
     step = high - low
     if step == math.inf:  # values of both signs near the largest float
@@ -170,14 +188,26 @@ class RungSystem(ABC):
         self.rungs = tuple(Rung(r, q) for r, q in zip(self.rung_levels, quantiles, strict=True))
 
     @abstractmethod
-    def register(self, trial_id: int, level: int, value: float) -> bool:
+    def register(self, trial_id: int, level: int, value: float, cost: float | None = None) -> bool:
         """Take the value that a trial reported at a rung level and return whether the trial goes on now.
 
         Args:
             trial_id: A trial that is not in this rung yet.
             level: One of :attr:`rung_levels`.
             value: The value, to be minimised; may be NaN or infinite.
+            cost: What the trial has cost up to this level, over all its runs if trials pause; ``None`` if the
+                scheduler has no ``cost_attr`` or the report lacks it. For systems that decide by cost.
         """
+
+    def enter(self, trial_id: int, level: int, value: float) -> None:
+        """Take a value that no trial of this experiment reported: others are compared with it, it is not promoted.
+
+        Args:
+            trial_id: Id that no trial has, one for each configuration.
+            level: One of :attr:`rung_levels`.
+            value: The value, to be minimised; may be NaN or infinite.
+        """
+        self.rung(level).add(trial_id, value)
 
     def promote(self) -> Promotion | None:
         """Choose a paused trial to go on with, and mark it promoted; ``None`` if a new one is to be started."""
@@ -185,6 +215,17 @@ class RungSystem(ABC):
 
     def discard(self, trial_id: int) -> None:
         """Learn that a trial has ended for good: its values stay, it is never promoted."""
+
+    def paused_trials(self) -> list[PausedTrial]:
+        """Return the trials that are paused and not promoted, from the top rung down, best first."""
+        return []
+
+    def for_bracket(self, bracket: int) -> RungSystem:
+        """Return a new system of the same kind, empty, without the ``bracket`` lowest rungs.
+
+        A subclass whose constructor takes more arguments overrides it.
+        """
+        return type(self)(self.rung_levels[bracket:], self.max_t)
 
     def next_level(self, resource: int) -> int:
         """Return the lowest rung level above ``resource``, ``max_t`` if there is none."""
@@ -197,10 +238,13 @@ class RungSystem(ABC):
         Raises:
             ValueError: If ``level`` is no rung level.
         """
+        return self.rungs[self._index(level)]
+
+    def _index(self, level: int) -> int:
         position = bisect_left(self.rung_levels, level)
         if position == len(self.rung_levels) or self.rung_levels[position] != level:
             raise ValueError(f"level={level}: no rung level, there are {list(self.rung_levels)}")
-        return self.rungs[position]
+        return position
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes over time, as plain containers."""

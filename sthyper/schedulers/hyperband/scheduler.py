@@ -1,73 +1,57 @@
-"""Asynchronous successive halving: a few reports decide which trials get more resource."""
+"""Asynchronous successive halving and Hyperband: a few reports decide which trials get more resource."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sthyper.errors import ReportError, closest
-from sthyper.schedulers.base import TrialSchedulerWithSearcher
-from sthyper.schedulers.hyperband.levels import geometric_rung_levels
-from sthyper.schedulers.hyperband.promotion import PromotionRungSystem
+from sthyper.errors import ReportError
+from sthyper.schedulers.base import TrialSchedulerWithSearcher, report_value
+from sthyper.schedulers.hyperband.brackets import (
+    DefaultHyperbandBracketDistribution,
+    HyperbandBracketManager,
+    check_brackets,
+)
+from sthyper.schedulers.hyperband.costs import CostAccounting
+from sthyper.schedulers.hyperband.record import TrialInformation
 from sthyper.schedulers.hyperband.rungs import RungSystem
-from sthyper.schedulers.hyperband.stopping import StoppingRungSystem
+from sthyper.schedulers.hyperband.searcher_data import SearcherDataRules, SearcherFeed
+from sthyper.schedulers.hyperband.systems import make_rung_system
 from sthyper.schedulers.options import SearcherArguments, make_searcher
-from sthyper.schedulers.resources import MAX_RESOURCE_NAMES, infer_max_resource, report_resource
+from sthyper.schedulers.resources import report_resource
 from sthyper.searchers.base import BaseSearcher, SearcherContext
+from sthyper.searchers.multifidelity import BracketDistribution, RungSnapshot, RunningTrial
+from sthyper.time_keeper import TimeKeeper
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
 
 __all__ = ["HyperbandScheduler"]
 
 logger = logging.getLogger(__name__)
 
-_RUNG_SYSTEMS: dict[str, Callable[[tuple[int, ...], int], RungSystem]] = {
-    "stopping": StoppingRungSystem,
-    "promotion": PromotionRungSystem,
-}
-
-
-@dataclass(slots=True)
-class _Record:
-    """What the scheduler keeps of a trial.
-
-    Args:
-        milestone: Level of the next decision.
-        resource: Largest level that counted.
-        updated: Largest level that updated the searcher.
-        decision: Last decision; STOP once the trial has ended.
-        config: Configuration for a resume, where that is needed.
-        searcher_config: Configuration as the searcher knows it.
-    """
-
-    milestone: int
-    resource: int = 0
-    updated: int = 0
-    decision: str = SchedulerDecision.CONTINUE
-    config: dict[str, Any] | None = None
-    searcher_config: dict[str, Any] | None = None
-
 
 class HyperbandScheduler(TrialSchedulerWithSearcher):
-    r"""Asynchronous successive halving (ASHA), as stopping or as promotion variant.
+    r"""Asynchronous successive halving (ASHA) and Hyperband, as stopping or as promotion variant.
 
-    Decisions fall at rung levels :math:`r_j = r_{min} \eta^j` below the maximum resource. With
-    ``type="stopping"`` a trial ends at a rung unless it is among the best there so far. With
-    ``type="promotion"`` it pauses at every rung, and a free worker resumes the best paused trial that qualifies
-    before a new one is started. In both, :math:`q_j = r_j / r_{j+1}` is the share of a rung that is good enough,
-    with :math:`r_{max}` after the last rung level. Values that are NaN or infinite rank behind all finite ones in
-    both modes and never get past a rung that has other entries.
+    Decisions fall at rung levels :math:`r_j` below the maximum resource. With ``type="stopping"`` a trial ends at a
+    rung unless it is among the best there so far. With ``type="promotion"`` it pauses at every rung, and a free
+    worker resumes the best paused trial that qualifies before a new one is started. In both,
+    :math:`q_j = r_j / r_{j+1}` is the share of a rung that is good enough, with :math:`r_{max}` after the last rung
+    level. Values that are NaN or infinite rank behind all finite ones in both modes and never get past a rung that
+    has other entries.
 
-    The searcher learns from reports at rung levels, at the maximum, and from the last one of a completed trial.
+    A trial of bracket s is not compared with others below :math:`r_s`. For every suggestion a bracket is drawn first;
+    then its rung system may promote a paused trial (which belongs to that bracket from now on); else a new trial of
+    that bracket starts.
 
     Args:
         config_space: Configuration space.
         metric: Name of the reported metric that is optimised.
         mode: ``"min"`` or ``"max"``.
-        searcher: A searcher, its name (``"random"``), or ``None`` for random search.
-        search_options: Options of a named searcher, for random search those of
-            :class:`~sthyper.searchers.RandomSearcher`.
+        searcher: A searcher, its name (``"random"`` or ``"grid"``), or ``None`` for random search.
+        search_options: Options of a named searcher, those of :class:`~sthyper.searchers.RandomSearcher` or
+            :class:`~sthyper.searchers.GridSearcher`.
         points_to_evaluate: Configurations to suggest first; partial ones are completed by the mid-point rule.
             ``None`` is one configuration of mid-points, ``[]`` none. Goes into the searcher's constructor if
             ``searcher`` is an object.
@@ -79,10 +63,35 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         max_t: Maximum resource. By default ``config_space[max_resource_attr]``, else the constant ``epochs``,
             ``max_t`` or ``max_epochs`` of the space.
         type: ``"stopping"`` (default) or ``"promotion"``.
-        rung_system: A rung system in place of ``type``, ``grace_period`` and ``reduction_factor``; its ``max_t``
-            is the maximum resource.
-        grace_period: Lowest rung level; default 1.
-        reduction_factor: Ratio :math:`\eta \ge 2` of neighbouring rung levels, an int or float; default 3.
+        rung_system: A rung system in place of ``type`` and the spacing of levels; its ``max_t`` is the maximum
+            resource.
+        grace_period: Lowest rung level :math:`r_{min}`; default 1.
+        reduction_factor: Ratio :math:`\eta \ge 2` of neighbouring rung levels, :math:`r_j = r_{min} \eta^j` rounded;
+            an int or float; default 3 unless ``rung_increment`` is given.
+        rung_increment: Difference :math:`\nu` of neighbouring rung levels, :math:`r_j = r_{min} + \nu j`. Ignored
+            with a warning if ``reduction_factor`` is given, too.
+        rung_levels: Explicit rung levels, two or more strictly increasing positive ints; a last one that equals the
+            maximum resource is dropped. The three arguments before are then ignored with a warning.
+        brackets: Number of brackets, at most one more than rung levels (more are cut down with a warning). The top
+            one of so many has no rung: its trials run to the maximum.
+        rung_system_per_bracket: Whether every bracket has rungs of its own, instead of sharing those of bracket 0.
+        bracket_distribution: Probabilities of the brackets for several of them; by default the searcher's, else
+            :class:`DefaultHyperbandBracketDistribution`.
+        searcher_data: What the searcher learns from. ``"rungs"`` (default): reports at rung levels of any bracket,
+            at the maximum, and the last one of a completed trial. ``"all"``: every report. ``"rungs_and_last"``:
+            those of ``"rungs"`` and the newest one of each trial, which is removed when a newer one arrives.
+        register_pending_myopic: Whether only a trial's next resource is pending with the searcher, instead of all up
+            to its milestone. Not with ``searcher_data="rungs"``, where the milestone alone is pending.
+        do_snapshots: Whether the searcher gets a :class:`~sthyper.searchers.RungSnapshot` before every suggestion;
+            for ``type="stopping"``.
+        cost_attr: Name of a reported cost (seconds, money): what the current run of a trial has cost so far. If
+            trials are paused, the cost over all runs is added up as ``total_<cost_attr>``, a column of the results
+            that searcher and rung system get; else they get the reported value.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+
+    Attributes:
+        terminator: The rung systems of all brackets; tells paused trials and rungs.
+        rung_system: The rung system of bracket 0.
 
     Raises:
         ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
@@ -91,8 +100,14 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
             not known.
 
     References:
-        Li et al., "A System for Massively Parallel Hyperparameter Tuning", https://arxiv.org/abs/1810.05934
+        Li et al., "A System for Massively Parallel Hyperparameter Tuning", https://arxiv.org/abs/1810.05934;
+        Li et al., "Hyperband: A Novel Bandit-Based Approach to Hyperparameter Optimization", JMLR 2018,
+        https://arxiv.org/abs/1603.06560;
+        Klein et al., "Model-based Asynchronous Hyperparameter and Neural Architecture Search",
+        https://arxiv.org/abs/2003.10865 (brackets without synchronisation, pending evaluations)
     """
+
+    _given_distribution = False
 
     def __init__(
         self,
@@ -110,6 +125,16 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         rung_system: RungSystem | None = None,
         grace_period: int | None = None,
         reduction_factor: float | None = None,
+        rung_increment: int | None = None,
+        rung_levels: Sequence[int] | None = None,
+        brackets: int = 1,
+        rung_system_per_bracket: bool = False,
+        bracket_distribution: BracketDistribution | None = None,
+        searcher_data: str = "rungs",
+        register_pending_myopic: bool = False,
+        do_snapshots: bool = False,
+        cost_attr: str | None = None,
+        time_keeper: TimeKeeper | None = None,
     ) -> None:
         arguments = SearcherArguments(config_space, metric, mode, points_to_evaluate)
         super().__init__(
@@ -118,48 +143,51 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
             mode=mode,
             searcher=make_searcher(searcher, search_options, arguments),
             random_seed=random_seed,
+            time_keeper=time_keeper,
         )
         if not isinstance(resource_attr, str) or not resource_attr:
             raise TypeError(f"resource_attr must be the name of the reported resource, got {resource_attr!r}")
         if resource_attr == metric:
             raise ValueError(f"resource_attr and metric must be different names, both are {metric!r}")
-        self.resource_attr = resource_attr
+        self.resource_attr: str = resource_attr
         self.max_resource_attr = max_resource_attr
-        if rung_system is None:
-            limit = infer_max_resource(config_space, max_t, max_resource_attr)
-            if limit is None:
-                raise ValueError(
-                    "the maximum resource is not known: give max_resource_attr= (the name of a constant of "
-                    f"config_space) or max_t=, or a constant {' or '.join(map(repr, MAX_RESOURCE_NAMES))} in "
-                    "config_space"
-                )
-            kind = "stopping" if type is None else type
-            if not isinstance(kind, str) or kind not in _RUNG_SYSTEMS:
-                raise ValueError(
-                    f"type must be one of {list(_RUNG_SYSTEMS)}, got {kind!r}{closest(kind, _RUNG_SYSTEMS)}"
-                )
-            levels = geometric_rung_levels(
-                1 if grace_period is None else grace_period,
-                3 if reduction_factor is None else reduction_factor,
-                limit,
-            )
-            rung_system = _RUNG_SYSTEMS[kind](levels, limit)
+        self.rung_system = make_rung_system(
+            config_space,
+            max_t,
+            max_resource_attr,
+            rung_system,
+            type,
+            grace_period,
+            reduction_factor,
+            rung_increment,
+            rung_levels,
+        )
+        self.max_resource_level: int = self.rung_system.max_t
+        self._levels = frozenset(self.rung_system.rung_levels)
+        assert self.random_seed is not None
+        self.terminator = HyperbandBracketManager(
+            self.rung_system,
+            check_brackets(brackets, len(self._levels)),
+            _checked_bool("rung_system_per_bracket", rung_system_per_bracket),
+            mode,
+            self.random_seed,
+        )
+        if bracket_distribution is not None and self.num_brackets == 1:
+            raise ValueError("bracket_distribution needs brackets=2 or more, there is one bracket")
+        if bracket_distribution is None:
+            self._use_distribution(DefaultHyperbandBracketDistribution())
         else:
-            if not isinstance(rung_system, RungSystem):
-                raise TypeError(f"rung_system must be a RungSystem, got {rung_system!r}")
-            given = {"type": type, "grace_period": grace_period, "reduction_factor": reduction_factor}
-            for name, value in given.items():
-                if value is not None:
-                    raise ValueError(f"{name}={value!r} cannot be given together with rung_system={rung_system}")
-            if max_t is not None or max_resource_attr is not None:
-                limit = infer_max_resource(config_space, max_t, max_resource_attr)
-                if limit != rung_system.max_t:
-                    raise ValueError(f"the maximum resource {limit} differs from that of rung_system={rung_system}")
-        self.rung_system = rung_system
-        self.max_resource_level = rung_system.max_t
-        self._levels = frozenset(rung_system.rung_levels)
+            self.bracket_distribution = bracket_distribution
+        self._rules = SearcherDataRules(
+            searcher_data, register_pending_myopic, self.rung_system.rung_levels, self.max_resource_level
+        )
+        self._feed = SearcherFeed(self._rules, self._tell_searcher)
+        self.do_snapshots = _checked_bool("do_snapshots", do_snapshots)
+        if self.do_snapshots and self.does_pause_resume():
+            raise ValueError("do_snapshots=True needs type='stopping': the rung system pauses trials")
+        self._costs = CostAccounting(cost_attr, resource_attr, self.does_pause_resume())
         self._sign = -1.0 if mode == "max" else 1.0
-        self._records: dict[int, _Record] = {}
+        self._records: dict[int, TrialInformation] = {}
         self._skip_warned: set[int] = set()  # rung levels; only for not saying it twice
 
     # ---- description ---------------------------------------------------------------------------------
@@ -168,6 +196,37 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
     def rung_levels(self) -> list[int]:
         """The levels at which trials are compared, all below the maximum resource."""
         return list(self.rung_system.rung_levels)
+
+    @property
+    def num_brackets(self) -> int:
+        """Number of brackets."""
+        return self.terminator.num_brackets
+
+    @property
+    def searcher_data(self) -> str:
+        """What the searcher learns from: ``"rungs"``, ``"all"`` or ``"rungs_and_last"``."""
+        return self._rules.searcher_data
+
+    @property
+    def cost_attr(self) -> str | None:
+        """Name of the reported cost, or ``None``."""
+        return self._costs.cost_attr
+
+    @property
+    def bracket_distribution(self) -> BracketDistribution:
+        """Probabilities of the brackets; one that is assigned takes the place of the default and the searcher's."""
+        return self._bracket_distribution
+
+    @bracket_distribution.setter
+    def bracket_distribution(self, distribution: BracketDistribution) -> None:
+        self._use_distribution(distribution)
+        self._given_distribution = True
+
+    def _use_distribution(self, distribution: BracketDistribution) -> None:
+        if not isinstance(distribution, BracketDistribution):
+            raise TypeError(f"bracket_distribution must be a BracketDistribution, got {distribution!r}")
+        distribution.configure(self)
+        self._bracket_distribution = distribution
 
     def does_pause_resume(self) -> bool:
         """Whether trials are paused at rungs and resumed later (promotion), or stopped for good."""
@@ -178,32 +237,64 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         record = self._records.get(trial_id)
         return None if record is None or record.decision != SchedulerDecision.CONTINUE else record.milestone
 
+    def bracket(self, trial_id: int) -> int | None:
+        """Return the bracket of a trial, ``None`` for an unknown one."""
+        record = self._records.get(trial_id)
+        return None if record is None else record.bracket
+
     # ---- suggestions ---------------------------------------------------------------------------------
 
     def _searcher_context(self) -> SearcherContext:
-        return replace(super()._searcher_context(), rung_levels=self.rung_system.rung_levels)
+        return replace(
+            super()._searcher_context(),
+            rung_levels=self.rung_system.rung_levels,
+            num_brackets=self.num_brackets,
+            searcher_data=self.searcher_data,
+            cost_attr=self._costs.name,
+        )
+
+    def _configure_searcher(self) -> None:
+        if not self._configured:
+            super()._configure_searcher()
+            if self.searcher.bracket_distribution is not None and not self._given_distribution:
+                self._use_distribution(self.searcher.bracket_distribution)
 
     def _promote(self, trial_id: int) -> TrialSuggestion | None:
-        promotion = self.rung_system.promote()
+        bracket, promotion = self.terminator.schedule(self._bracket_distribution)
         if promotion is None:
+            if self.do_snapshots:
+                self.searcher.on_snapshot(self._snapshot(bracket))
             return None
         record = self._records[promotion.trial_id]
         record.decision = SchedulerDecision.CONTINUE
         record.milestone = promotion.milestone
-        self._tell_searcher("register_pending", promotion.trial_id, record.searcher_config, record.milestone)
+        record.bracket = bracket
+        if record.costs is not None:
+            record.costs.begin_run()
+        self._feed.pending(promotion.trial_id, record, promotion.resume_from)
         config = None
         if self.max_resource_attr is not None and record.config is not None:
             config = record.config | {self.max_resource_attr: record.milestone}
         return TrialSuggestion.resume_suggestion(promotion.trial_id, config)
 
     def _new_trial(self, trial_id: int, config: dict[str, Any]) -> TrialSuggestion:
-        milestone = self.rung_system.next_level(0)
-        record = self._records[trial_id] = _Record(milestone, searcher_config=config)
-        self._tell_searcher("register_pending", trial_id, config, milestone)
+        bracket = self.terminator.new_trial(self._bracket_distribution)
+        record = self._records[trial_id] = self._new_record(bracket)
+        record.searcher_config = config
+        self._feed.pending(trial_id, record, 0)
         if self.does_pause_resume() and self.max_resource_attr is not None:
             record.config = config
-            config = config | {self.max_resource_attr: milestone}
+            config = config | {self.max_resource_attr: record.milestone}
         return TrialSuggestion.start_suggestion(config)
+
+    def _snapshot(self, bracket: int) -> RungSnapshot:
+        tasks = {
+            trial_id: RunningTrial(dict(record.searcher_config or {}), record.time, record.resource)
+            for trial_id, record in self._records.items()
+            if record.decision == SchedulerDecision.CONTINUE
+            and (record.bracket == bracket or not self.terminator.per_bracket)
+        }
+        return RungSnapshot(tasks, self.terminator.snapshot_rungs(bracket), self.max_resource_level)
 
     # ---- events --------------------------------------------------------------------------------------
 
@@ -217,31 +308,90 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         exceed the largest so far CONTINUE; neither counts.
 
         Raises:
-            ReportError: If the metric is missing or no number, the resource missing or no positive integer, or if
-                the report of a trial that is to pause lies beyond its milestone.
+            ReportError: If the metric is missing or no number, the resource missing or no positive integer, the cost
+                no finite number of at least 0, or if the report of a trial that is to pause lies beyond its
+                milestone.
         """
-        value = self._metric_value(result)
-        assert self.resource_attr is not None
+        value = report_value(result, self.metric, self.resource_attr)
         resource = report_resource(result, self.resource_attr, self.metric)
-        record = self._records.get(trial.trial_id) or self._record(trial)
+        trial_id = trial.trial_id
+        record = self._records.get(trial_id) or self._record(trial)
         if record.decision != SchedulerDecision.CONTINUE or resource <= record.resource:
+            self._costs.columns = {}
+            if record.costs is not None and record.decision == SchedulerDecision.CONTINUE:
+                self._costs.repeat(record.costs, resource, result)
             return record.decision
-        decision = SchedulerDecision.CONTINUE
-        if resource >= record.milestone:
-            decision = self._decide(trial.trial_id, record, resource, self._sign * value)
+        cost = None if self._costs.name is None else self._costs.read(record.costs, resource, result)
+        decision, passed = SchedulerDecision.CONTINUE, record.milestone
+        if resource >= passed:
+            decision = self._decide(trial_id, record, resource, self._sign * value, cost)
+        if cost is not None:
+            result = self._costs.book(record.costs, resource, result, cost)
         record.resource = resource
         record.decision = decision
-        self._teach(trial, record, result)
+        if record.searcher_config is None:
+            record.searcher_config = self._preprocess_config(trial.config)
+        self._feed.report(trial_id, record, result)
+        if record.milestone != passed or (self._rules.myopic and decision == SchedulerDecision.CONTINUE):
+            self._feed.pending(trial_id, record, resource)
         return decision
+
+    def add_result(self, trial_id: int, config: dict[str, Any], result: dict[str, Any]) -> None:
+        """Take in a result of a configuration that no trial of this experiment ran.
+
+        At a rung level it enters the rung: trials are compared with it, it is never promoted. At any other level
+        no rung learns of it; without a resource it counts at the maximum. The searcher learns from it as from a
+        trial's.
+
+        Args:
+            trial_id: A negative id, one for each configuration.
+            config: The configuration; constants may be left out.
+            result: The report; those of one configuration come in the order of their resource.
+
+        Raises:
+            ReportError: As :meth:`on_trial_result`.
+        """
+        value = report_value(result, self.metric, self.resource_attr)
+        if self.resource_attr not in result:
+            result = {**result, self.resource_attr: self.max_resource_level}
+        resource = report_resource(result, self.resource_attr, self.metric)
+        record = self._records.get(trial_id)
+        if record is None:
+            record = self._new_record(0)
+            record.decision = SchedulerDecision.STOP
+            record.searcher_config = self._preprocess_config(config)
+        if resource <= record.resource:
+            return
+        cost = self._costs.read(record.costs, resource, result)
+        if cost is not None:
+            result = self._costs.book(record.costs, resource, result, cost)
+        self._records[trial_id] = record
+        self.terminator.enter(trial_id, resource, self._sign * value)
+        record.resource = resource
+        self._feed.report(trial_id, record, result)
+
+    def on_trial_resume(self, trial: Trial) -> None:
+        record = self._records.get(trial.trial_id)
+        if record is not None and record.costs is not None:
+            record.costs.begin_run()
+
+    def on_trial_repeat(self, trial: Trial, result: dict[str, Any]) -> None:
+        record = self._records.get(trial.trial_id)
+        if record is not None and record.costs is not None:
+            try:
+                self._costs.repeat(record.costs, report_resource(result, self.resource_attr, self.metric), result)
+            except ReportError as error:  # too late to fail the trial
+                logger.warning("trial %d: %s", trial.trial_id, error)
+
+    def result_columns(self) -> dict[str, Any]:
+        return self._costs.columns
 
     def on_trial_remove(self, trial: Trial) -> None:
         self._tell_searcher("cleanup_pending", trial.trial_id)
 
     def on_trial_complete(self, trial: Trial, result: dict[str, Any]) -> None:
         record = self._record(trial)
-        if record.resource > record.updated:
-            record.updated = record.resource
-            self._tell_searcher("on_trial_result", trial.trial_id, record.searcher_config, result, True)
+        self._feed.last_report(trial.trial_id, record, self._costs.with_total(record.costs, result))
         self._tell_searcher("cleanup_pending", trial.trial_id)
         self._end(trial)
 
@@ -252,35 +402,41 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
     def _end(self, trial: Trial) -> None:
         record = self._record(trial)
         record.decision = SchedulerDecision.STOP
-        record.config = record.searcher_config = None
-        self.rung_system.discard(trial.trial_id)
+        record.config = record.searcher_config = record.costs = None
+        self.terminator.system(record.bracket).discard(trial.trial_id)
 
-    def _record(self, trial: Trial) -> _Record:
+    def _new_record(self, bracket: int) -> TrialInformation:
+        record = TrialInformation(self.terminator.first_milestone(bracket), bracket)
+        record.costs = self._costs.new_trial()
+        if self.do_snapshots:
+            record.time = self._clock.elapsed()
+        return record
+
+    def _record(self, trial: Trial) -> TrialInformation:
         """Return the record of a trial, with what only the trial itself knows filled in."""
         record = self._records.get(trial.trial_id)
         if record is None:  # started by hand
-            record = self._records[trial.trial_id] = _Record(self.rung_system.next_level(0))
+            record = self._records[trial.trial_id] = self._new_record(0)
         if record.searcher_config is None:
             record.searcher_config = self._preprocess_config(trial.config)
         if self.does_pause_resume() and self.max_resource_attr is not None:
             record.config = dict(trial.config)
         return record
 
-    def _decide(self, trial_id: int, record: _Record, resource: int, value: float) -> str:
+    def _decide(self, trial_id: int, record: TrialInformation, resource: int, value: float, cost: float | None) -> str:
         """Decide about a report at the trial's milestone or beyond it."""
-        system = self.rung_system
+        system = self.terminator.system(record.bracket)
         if resource > record.milestone != system.max_t:
             self._skipped(trial_id, record.milestone, resource)
         if resource >= system.max_t:
             return SchedulerDecision.STOP
-        goes_on = resource not in self._levels or system.register(trial_id, resource, value)
+        goes_on = resource not in self._levels or system.register(trial_id, resource, value, cost)
         if goes_on:
             record.milestone = system.next_level(resource)
             return SchedulerDecision.CONTINUE
         return SchedulerDecision.PAUSE if system.pauses else SchedulerDecision.STOP
 
     def _skipped(self, trial_id: int, level: int, resource: int) -> None:
-        assert self.resource_attr is not None
         what = (
             f"{self.resource_attr}={resource} was reported without {self.resource_attr}={level}, a rung level "
             f"(rung levels: {self.rung_levels}); report {self.metric!r} at every rung level, at best at every "
@@ -292,34 +448,26 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
             self._skip_warned.add(level)
             logger.warning("trial %d: %s. A trial that skips a rung goes on there without comparison", trial_id, what)
 
-    def _teach(self, trial: Trial, record: _Record, result: dict[str, Any]) -> None:
-        """Pass a report that counted to the searcher."""
-        if record.searcher_config is None:
-            record.searcher_config = self._preprocess_config(trial.config)
-        update = record.resource in self._levels or record.resource == self.max_resource_level
-        if update:
-            record.updated = record.resource
-        self._tell_searcher("on_trial_result", trial.trial_id, record.searcher_config, result, update)
-        if update and record.decision == SchedulerDecision.CONTINUE:
-            self._tell_searcher("register_pending", trial.trial_id, record.searcher_config, record.milestone)
-
     # ---- state ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        trials = {
-            str(trial_id): {
-                "milestone": record.milestone,
-                "resource": record.resource,
-                "updated": record.updated,
-                "decision": record.decision,
-                "config": None if record.config is None else dict(record.config),
-                "searcher_config": None if record.searcher_config is None else dict(record.searcher_config),
-            }
-            for trial_id, record in self._records.items()
+        return super().state_dict() | {
+            "trials": {str(trial_id): record.state_dict() for trial_id, record in self._records.items()},
+            "brackets": self.terminator.state_dict(),
+            "bracket_distribution": self.bracket_distribution.state_dict(),
         }
-        return super().state_dict() | {"trials": trials, "rung_system": self.rung_system.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rung_system.load_state_dict(state["rung_system"])
-        self._records = {int(trial_id): _Record(**fields) for trial_id, fields in state["trials"].items()}
+        self.terminator.load_state_dict(state["brackets"], state["random_seed"])
+        self._records = {
+            int(trial_id): TrialInformation.from_state(fields) for trial_id, fields in state["trials"].items()
+        }
         super().load_state_dict(state)
+        # Only now it is the one that the searcher brought, if it did.
+        self.bracket_distribution.load_state_dict(state["bracket_distribution"])
+
+
+def _checked_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value

@@ -25,7 +25,7 @@ class StoppingRungSystem(RungSystem):
 
     pauses = False
 
-    def register(self, trial_id: int, level: int, value: float) -> bool:
+    def register(self, trial_id: int, level: int, value: float, cost: float | None = None) -> bool:
         rung = self.rung(level)
         rung.add(trial_id, value)
         return goes_on(value, rung.cutoff())
