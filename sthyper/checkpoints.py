@@ -12,13 +12,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = [
     "INDEX_NAME",
     "CheckpointInfo",
     "best_checkpoint",
+    "copy_checkpoints",
     "latest_checkpoint",
     "list_checkpoints",
     "remove_checkpoint",
@@ -28,6 +29,8 @@ __all__ = [
 INDEX_NAME = "index.json"
 """File that notes the checkpoints of a folder."""
 _VERSION = 1
+_ATTEMPTS = 5
+"""Times that a copy is tried while the source changes."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,70 @@ def write_index(folder: str | Path, checkpoints: Sequence[CheckpointInfo]) -> No
     temporary = target.with_name(f"{INDEX_NAME}.tmp")
     temporary.write_text(json.dumps({"version": _VERSION, "checkpoints": entries}, indent=1), encoding="utf-8")
     os.replace(temporary, target)
+
+
+def copy_checkpoints(source: str | Path, target: str | Path) -> bool:
+    """Copy a folder of checkpoints; the copy is there as a whole or not at all.
+
+    The trial of the source may be running: checkpoints that it replaces or removes meanwhile are left out, and the
+    copy's index names only those that are whole. It still says who wrote them.
+
+    Args:
+        source: The folder to copy.
+        target: The copy; what is there already is replaced.
+
+    Returns:
+        ``False`` if there is nothing to copy; then nothing happens.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_dir():
+        return False
+    temporary = target.with_name(f"{target.name}.copying")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, _ATTEMPTS + 1):
+        remove_checkpoint(temporary)  # also that of a process that was killed
+        try:
+            if _copy_folder(source, temporary):
+                break
+        except (OSError, shutil.Error):  # a folder is being removed; or, say, the disk is full
+            if attempt == _ATTEMPTS:
+                remove_checkpoint(temporary)
+                raise
+    remove_checkpoint(target)
+    os.replace(temporary, target)
+    return True
+
+
+def _copy_folder(source: Path, target: Path) -> bool:
+    """Copy a folder of checkpoints; ``False`` if all that its index named were replaced meanwhile."""
+    # First: what it names is whole now, unlike what may be written while we copy.
+    indexed = list_checkpoints(source)
+    has_index = (source / INDEX_NAME).exists()
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.suffix != ".tmp":
+            _copy_entry(path, target / path.name)
+    if not has_index:
+        return True
+    copies = [replace(info, path=target / info.path.name) for info in indexed]
+    # A folder has no size to tell whether it is whole: it is if it was not about to be removed.
+    named = {info.path.name for info in list_checkpoints(source)}
+    kept = [info for info in copies if info.is_whole() and (info.size is not None or info.path.name in named)]
+    write_index(target, kept)
+    return bool(kept) or not indexed
+
+
+def _copy_entry(source: Path, target: Path) -> None:
+    """Copy a file or folder; one that vanishes meanwhile is left out."""
+    try:
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.tmp"))
+        else:
+            shutil.copy2(source, target)
+    except (OSError, shutil.Error):
+        if source.exists():
+            raise
+        remove_checkpoint(target)
 
 
 def remove_checkpoint(path: str | Path) -> None:

@@ -10,14 +10,18 @@ from sthyper.backend.base import (
     TrialBackend,
     TrialEvent,
 )
+from sthyper.backend.gpu import get_num_gpus
 from sthyper.backend.local import LocalBackend
+from sthyper.backend.python import PythonBackend
 
 __all__ = [
     "EndEvent",
     "ExperimentContext",
     "LocalBackend",
     "MessageEvent",
+    "PythonBackend",
     "ReportEvent",
     "TrialBackend",
     "TrialEvent",
+    "get_num_gpus",
 ]

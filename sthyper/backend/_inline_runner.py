@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import sthyper.report
+from sthyper._function_trial import TunedFunction, skip_own_frames
 from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
 from sthyper.report import TrialExit
@@ -32,14 +33,16 @@ class _Interrupted(KeyboardInterrupt):
 
 
 class InlineRunner:
-    """Runs scripts as a fresh ``__main__`` in the calling thread.
+    """Runs scripts as a fresh ``__main__``, or a function, in the calling thread.
 
     Args:
         timeouts: When a silent run counts as hung; acts at its next report.
+        function: What a trial runs; ``None`` for the script that its order names.
     """
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, function: TunedFunction | None = None) -> None:
         self._timeouts = timeouts
+        self._function = function
         self._jobs: queue.SimpleQueue[RunSpec | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[TrialEvent | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -118,11 +121,14 @@ class InlineRunner:
             self._events.put(EndEvent(spec.trial_id, spec.run, status, reason, state.code, tail))
 
     def _run_as_main(self, spec: RunSpec) -> None:
-        with _borrowed_process(spec):
+        with _borrowed_process(spec, as_script=self._function is None):
             sthyper.report._inline_answer = self._report
             try:
                 self._in_trial = True
-                _run_script(Path(spec.argv[0]))
+                if self._function is not None:
+                    self._function.call()
+                else:
+                    _run_script(Path(spec.argv[0]))
             finally:
                 # First of all: what follows must not be broken off by Ctrl-C.
                 self._in_trial = False
@@ -182,16 +188,22 @@ def _run_script(path: Path) -> None:
 
 
 @contextmanager
-def _borrowed_process(spec: RunSpec) -> Iterator[None]:
-    """Give a script the process as if it were its own, and put everything back afterwards."""
+def _borrowed_process(spec: RunSpec, as_script: bool) -> Iterator[None]:
+    """Give a trial the process as if it were its own, and put everything back afterwards.
+
+    Args:
+        spec: The order.
+        as_script: Whether command line and module path become those of a script; a function has its own already.
+    """
     argv, path, environ, cwd = list(sys.argv), list(sys.path), dict(os.environ), os.getcwd()
     main = sys.modules["__main__"]
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
-        sys.argv = list(spec.argv)
-        sys.path.insert(0, str(Path(spec.argv[0]).parent))
+        if as_script:
+            sys.argv = list(spec.argv)
+            sys.path.insert(0, str(Path(spec.argv[0]).parent))
         for name, value in spec.env.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -220,8 +232,9 @@ def _exit_code(exit_: SystemExit) -> int:
 
 
 def _user_traceback(error: BaseException) -> str:
-    """Return the traceback of an exception from the script's first frame on."""
+    """Return the traceback of an exception from the first frame of the script or function on."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
+    trace = skip_own_frames(trace)
     return "".join(traceback.format_exception(type(error), error, trace))

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 __all__ = ["THREADS_NAME", "Libraries", "Terminate"]
 
 THREADS_NAME = "OMP_NUM_THREADS"
+_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+_WHILE_LOADING = {THREADS_NAME: "1", _BY_NVML: "1"}
+_SETTING_NVML = frozenset({"lightning.fabric", "lightning_fabric"})
+"""Modules that set it themselves, for good."""
 
 
 class Terminate(BaseException):
@@ -45,11 +50,13 @@ class Libraries:
             return
         self._tried.update(new)
         # OpenMP and BLAS read it when they are loaded; trials get their own number by set_threads.
-        before = os.environ.get(THREADS_NAME)
-        os.environ[THREADS_NAME] = "1"
+        # By NVML torch can tell whether there are GPUs without starting CUDA, which no fork could do again.
+        before = {name: os.environ.get(name) for name in _WHILE_LOADING}
+        os.environ.update(_WHILE_LOADING)
         for name in new:
             self._import(name)
             self._check_safe(name)
+        self._check_cuda_in_forks()
         if "numpy" in sys.modules:
             self._import("numpy.random")  # to be seeded in each trial
             self._find_thread_pools()
@@ -58,9 +65,12 @@ class Libraries:
             if finalizer.atexit:
                 finalizer.atexit = False
                 self._finalizers.append(finalizer)
-        os.environ.pop(THREADS_NAME)
-        if before is not None:
-            os.environ[THREADS_NAME] = before
+        for name, value in before.items():
+            if name == _BY_NVML and not sys.modules.keys().isdisjoint(_SETTING_NVML):
+                continue
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         gc.freeze()  # collections in trials leave these objects, and their shared pages, alone
 
     def set_threads(self, count: int) -> None:
@@ -98,11 +108,37 @@ class Libraries:
         elif threading.active_count() > 1:
             self.unsafe = f"importing {name} started a thread"
         if self.unsafe is not None:
-            self._warn(
-                f"{self.unsafe}, which does not survive a fork; trials start in fresh interpreters (launch='exec') "
-                "instead, a few seconds slower each. Name the packages that may be preloaded, without this one: "
-                "preload=[...]"
-            )
+            self._warn_of_unsafe()
+
+    def _check_cuda_in_forks(self) -> None:
+        """Ask a fork whether it could start CUDA: an import that has counted the GPUs may have spoilt it unseen."""
+        spoilt = getattr(getattr(sys.modules.get("torch"), "_C", None), "_cuda_isInBadFork", None)
+        if self.unsafe is not None or spoilt is None:
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of forking beside threads: there are none that matter
+                pid = os.fork()
+        except OSError:
+            return
+        if pid == 0:
+            code = 0
+            try:
+                code = int(spoilt())
+            finally:
+                os._exit(code)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1:
+            self.unsafe = "importing the libraries asked the CUDA driver"
+            self._warn_of_unsafe()
+
+    def _warn_of_unsafe(self) -> None:
+        self._warn(
+            f"{self.unsafe}, which does not survive a fork; trials start in fresh interpreters (launch='exec') "
+            "instead, a few seconds slower each. Name the packages that may be preloaded, without this one: "
+            "preload=[...]"
+        )
 
     def _find_thread_pools(self) -> None:
         try:

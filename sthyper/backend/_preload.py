@@ -10,14 +10,14 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["is_installed", "loads_names", "scan_imports"]
+__all__ = ["find_top", "is_installed", "loading_message", "loads_names", "scan_imports", "scan_names"]
 
 # Modules of the standard library that do something when they are imported.
 _NEVER = frozenset({"__main__", "antigravity", "idlelib", "test", "this", "turtledemo"})
 _OWN = "sthyper"
 
 
-def scan_imports(entry_point: str | Path) -> list[str]:
+def scan_imports(entry_point: str | Path, package: str = "") -> list[str]:
     """Return the installed modules that a script imports, directly or by local modules, in the order of appearance.
 
     Import statements anywhere in the files count, those in functions included; only what stands under
@@ -26,14 +26,37 @@ def scan_imports(entry_point: str | Path) -> list[str]:
 
     Args:
         entry_point: The script. A file that cannot be read or parsed contributes nothing.
+        package: Package that the file belongs to, if it is no script.
 
     Returns:
         Dotted names of modules of the standard library and under site-packages, each once, parents before children.
     """
     found: dict[str, None] = {}
-    for file in _local_files(entry_point):
+    for file in _local_files(entry_point, package):
         for name in file.installed:
             found[name] = None
+    return list(found)
+
+
+def scan_names(module: str, names: Sequence[str] = ()) -> list[str]:
+    """Return what :func:`scan_imports` returns for a file that says ``from module import names``.
+
+    Args:
+        module: Dotted name.
+        names: What is imported from it; those that are modules count.
+    """
+    top = module.partition(".")[0]
+    if top == _OWN:
+        return [module, "sthyper.report"]
+    found: dict[str, None] = {}
+    specs = _resolve(_Import(module, tuple(names)), ())
+    kind = _kind(specs[0], top) if specs else None
+    for spec in specs if top not in _NEVER else ():
+        if kind == "installed":
+            found[spec.name] = None
+        elif spec.origin and spec.origin.endswith(".py"):
+            is_package = spec.submodule_search_locations is not None
+            found |= dict.fromkeys(scan_imports(spec.origin, spec.name if is_package else spec.parent or ""))
     return list(found)
 
 
@@ -52,6 +75,13 @@ def loads_names(entry_point: str | Path, names: set[str]) -> bool:
     )
 
 
+def loading_message(modules: Sequence[str]) -> str | None:
+    """Return what to tell somebody who waits while modules are preloaded, ``None`` if there is nothing to tell."""
+    tops = dict.fromkeys(name.partition(".")[0] for name in modules)
+    packages = [top for top in tops if top not in sys.stdlib_module_names and top != _OWN]
+    return f"loading {', '.join(packages)} once for all trials ..." if packages else None
+
+
 def is_installed(module: str) -> bool:
     """Return whether a module belongs to the standard library, to site-packages (not editable), or to sthyper.
 
@@ -59,7 +89,7 @@ def is_installed(module: str) -> bool:
         module: Dotted name; only its first part is looked at, nothing is imported.
     """
     top = module.partition(".")[0]
-    return top == _OWN or (top not in _NEVER and _kind(_find_top(top, []), top) == "installed")
+    return top == _OWN or (top not in _NEVER and _kind(find_top(top), top) == "installed")
 
 
 class _File(NamedTuple):
@@ -74,18 +104,18 @@ class _Import(NamedTuple):
     names: tuple[str, ...]
 
 
-def _local_files(entry_point: str | Path) -> Iterator[_File]:
+def _local_files(entry_point: str | Path, package: str = "") -> Iterator[_File]:
     """Yield the script and the local modules that it imports, each once."""
     script = Path(entry_point).absolute()
     folder = [os.path.realpath(script.parent), os.path.dirname(os.path.realpath(script))]
-    todo: list[tuple[str, str]] = [(str(script), "")]
+    todo: list[tuple[str, str]] = [(str(script), package)]
     seen = {os.path.realpath(script)}
-    for path, package in todo:  # grows while it is walked
+    for path, home in todo:  # grows while it is walked
         tree = _parse(path)
         if tree is None:
             continue
         installed: list[str] = []
-        for statement in _imports(tree, package):
+        for statement in _imports(tree, home):
             top = statement.module.partition(".")[0]
             if top == _OWN:
                 # Its names are loaded on first use; the Reporter is what scripts want of it.
@@ -141,7 +171,7 @@ def _is_type_checking(test: ast.expr) -> bool:
 def _resolve(statement: _Import, folder: Sequence[str]) -> list[ModuleSpec]:
     """Return the specs of all modules that an import statement loads, as far as files tell, parents first."""
     top, *rest = statement.module.split(".")
-    spec = _find_top(top, folder)
+    spec = find_top(top, folder)
     if spec is None:
         return []
     specs = [spec]
@@ -154,7 +184,8 @@ def _resolve(statement: _Import, folder: Sequence[str]) -> list[ModuleSpec]:
     return specs + [spec for spec in names if spec is not None]
 
 
-def _find_top(name: str, folder: Sequence[str]) -> ModuleSpec | None:
+def find_top(name: str, folder: Sequence[str] = ()) -> ModuleSpec | None:
+    """Return the spec of a module without dots, first of all from ``folder``; nothing is imported."""
     if name in sys.builtin_module_names:
         return ModuleSpec(name, None, origin="built-in")
     try:

@@ -6,16 +6,29 @@ import contextlib
 import os
 import selectors
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from sthyper.backend import launcher as lw
+from sthyper.backend._printed_reports import PrintedReports
+from sthyper.backend._rendezvous import without_stale
 from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
 from sthyper.backend.channel import ChannelServer, ClientBye, ClientGone, ClientHello, ClientLoaded, ClientReport
-from sthyper.constants import ENV_CHANNEL, ENV_TOKEN
+from sthyper.constants import (
+    ENV_CHANNEL,
+    ENV_COST_PER_HOUR,
+    ENV_TOKEN,
+    RESERVED_PREFIX,
+    ST_WORKER_COST,
+    ST_WORKER_ITER,
+    ST_WORKER_TIME,
+    ST_WORKER_TIMESTAMP,
+)
 from sthyper.errors import ExperimentError
 from sthyper.trial import SchedulerDecision, Status
 
@@ -28,6 +41,8 @@ RANK_GRACE = 5.0
 """Seconds for a trial to end after one of its ranks has vanished."""
 RECONNECT_SECONDS = 5.0
 """Seconds that a rank on this machine may take to come back over TCP before it counts as dead."""
+LOOK_INTERVAL = 0.05
+"""Seconds between two looks at the output of runs that have not connected."""
 
 
 class ProcessRunner:
@@ -62,6 +77,8 @@ class ProcessRunner:
         self._current: dict[int, str] = {}
         self._queue: deque[TrialEvent] = deque()
         self._losses: deque[float] = deque()
+        self._next_look = 0.0
+        self._warned_of_prints = False
         self._open = False
 
     # ---- life ----------------------------------------------------------------------------------------
@@ -105,7 +122,9 @@ class ProcessRunner:
                 self._wake_write.send(b"\0")
 
     def _start_launcher(self) -> None:
-        self._launcher = lw.Launcher(preload=self._preload, tag=(ENV_TOKEN, self._token))
+        # Lightning looks for its rank when it is imported, which happens in the server already.
+        environ = without_stale(os.environ)
+        self._launcher = lw.Launcher(preload=self._preload, tag=(ENV_TOKEN, self._token), environ=environ)
         self._launcher.start()
         self._launcher_started: float | None = time.monotonic()
         self._watched = self._launcher.filenos()
@@ -128,12 +147,13 @@ class ProcessRunner:
         env = {**spec.env, ENV_CHANNEL: self._channel.address, ENV_TOKEN: self._token}
         argv = spec.argv
         mode = self._mode
+        state = RunState(spec, _size(spec.stderr))
         if mode == "exec":
-            import sys
-
-            argv = (sys.executable, *argv)
-        stderr_start = spec.stderr.stat().st_size if spec.stderr.exists() else 0
-        state = RunState(spec, stderr_start)
+            if not spec.is_program:
+                argv = (sys.executable, *argv)
+            state.printed = PrintedReports(spec.stdout, _size(spec.stdout))
+            # Python, of whatever environment, would keep printed reports until its buffer is full.
+            env = {"PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"), **env}
         self._runs[spec.key] = state
         self._current[spec.trial_id] = spec.key
         self._launcher.spawn(
@@ -155,7 +175,11 @@ class ProcessRunner:
         if state.ordered is None:
             state.ordered = status
         state.deadline = None
-        if at_once:
+        if state.gone:
+            return
+        # A run that does not listen is ended from outside, unless it knows itself where to end.
+        deaf = state.printed is not None and not (status == Status.paused and state.spec.ends_at_milestone)
+        if at_once or deaf:
             self._launcher.end(state.spec.key, grace=0.0, kill_after=grace)
         else:
             self._launcher.end(state.spec.key, grace=grace)
@@ -163,8 +187,11 @@ class ProcessRunner:
     def answer(self, event: ReportEvent, decision: str) -> None:
         self._channel.answer(event.trial_id, event.run, event.client, event.seq, decision)
         state = self._runs.get(f"{event.trial_id}-{event.run}")
+        if state is None:
+            return
+        state.unanswered -= 1
         limit = self._timeouts.report
-        if state is not None and state.ordered is None and limit is not None:
+        if state.ordered is None and state.code is None and limit is not None:
             state.deadline = time.monotonic() + limit
 
     # ---- what happened -------------------------------------------------------------------------------
@@ -174,6 +201,8 @@ class ProcessRunner:
         while True:
             now = time.monotonic()
             self._check_deadlines(now)
+            self._look_at_prints(now)
+            self._tell_ends()
             if self._queue:
                 events = list(self._queue)
                 self._queue.clear()
@@ -197,6 +226,8 @@ class ProcessRunner:
             times.append(due)
         if end is not None:
             times.append(end)
+        if any(s.printed is not None and not s.gone for s in self._runs.values()):
+            times.append(self._next_look)
         if self._launcher_started is not None:
             times.append(self._launcher_started + 1.0)
         return max(0.0, min(times) - now) if times else None
@@ -230,26 +261,39 @@ class ProcessRunner:
                         message.trial_id, message.run, message.client, message.seq, SchedulerDecision.STOP
                     )
                 else:
-                    state.deadline = None
-                    self._queue.append(event)
+                    self._hand_on(state, event)
             elif state is None:
                 continue
             elif isinstance(message, ClientBye):
                 if not message.ok:
                     state.ok = False
-                    if message.reason is not None and state.ordered is None:
+                    # Once a rank has failed, what ends the others is no news; the process that waits for all knows.
+                    counts = message.rank is None or state.failed_rank is None
+                    if message.reason is not None and state.ordered is None and counts:
                         state.reason = message.reason
             elif isinstance(message, ClientHello):
+                state.printed = None
                 state.lost_ranks.pop(message.client, None)
-            elif isinstance(message, ClientGone) and message.rank is not None and not message.said_bye:
-                if self._host is None:
+            elif isinstance(message, ClientGone) and message.rank is not None:
+                if message.failed and message.world_size > 1:
+                    self._rank_failed(state, message.rank)
+                elif message.said_bye:
+                    continue
+                elif self._host is None:
                     self._rank_died(state, message.rank)
                 else:  # a dropped connection: the client comes back
                     state.lost_ranks[message.client] = (message.rank, time.monotonic() + RECONNECT_SECONDS)
 
     def _rank_died(self, state: RunState, rank: int) -> None:
-        if state.ordered is None and state.reason is None and state.code is None:
-            state.reason = f"rank {rank} died"
+        first = state.reason is None and state.failed_rank is None
+        if state.ordered is None and first and state.code is None:
+            state.reason = f"killed (rank {rank} died)"
+        self._launcher.end(state.spec.key, grace=RANK_GRACE)
+
+    def _rank_failed(self, state: RunState, rank: int) -> None:
+        """End what is left of a run: the other ranks may wait for this one for ever."""
+        if state.code is None and state.failed_rank is None:
+            state.failed_rank = rank
         self._launcher.end(state.spec.key, grace=RANK_GRACE)
 
     def _read_launcher(self) -> None:
@@ -263,6 +307,7 @@ class ProcessRunner:
                     self._queue.append(MessageEvent("warning", data={"message": message}))
                 case lw.Started(key=key, pid=pid, create_time=create_time):
                     if (state := self._runs.get(key)) is not None:
+                        state.started = time.monotonic()
                         if self._timeouts.first_report is not None and state.ordered is None:
                             # From here on, not from the order: the first trial waits for the libraries.
                             state.deadline = time.monotonic() + self._timeouts.first_report
@@ -291,12 +336,51 @@ class ProcessRunner:
         # A report that was sent just before the end still counts; it comes first.
         self._channel.drain(state.spec.trial_id)
         self._take_messages()
-        del self._runs[key]
-        if self._current.get(state.spec.trial_id) == key:
-            del self._current[state.spec.trial_id]
-        status, reason, tail = classify_end(state)
-        self._queue.append(EndEvent(state.spec.trial_id, state.spec.run, status, reason, state.code, tail))
-        self._channel.forget(state.spec.trial_id)
+        self._take_prints(state, ended=True)
+        state.gone = True
+
+    def _tell_ends(self) -> None:
+        """Tell of runs that are gone, once their last reports are answered: a PAUSE among the answers is the end's."""
+        for key, state in list(self._runs.items()):
+            if state.gone and state.unanswered <= 0:
+                del self._runs[key]
+                if self._current.get(state.spec.trial_id) == key:
+                    del self._current[state.spec.trial_id]
+                status, reason, tail = classify_end(state)
+                self._queue.append(EndEvent(state.spec.trial_id, state.spec.run, status, reason, state.code, tail))
+                self._channel.forget(state.spec.trial_id)
+
+    def _hand_on(self, state: RunState, event: ReportEvent) -> None:
+        state.deadline = None
+        state.unanswered += 1
+        self._queue.append(event)
+
+    def _look_at_prints(self, now: float) -> None:
+        if now >= self._next_look:
+            self._next_look = now + LOOK_INTERVAL
+            for state in self._runs.values():
+                if not state.gone:
+                    self._take_prints(state)
+
+    def _take_prints(self, state: RunState, ended: bool = False) -> None:
+        if state.printed is None:
+            return
+        spec, first = state.spec, state.printed.count
+        for seq, metrics in enumerate(state.printed.read(ended), start=first):
+            self._hand_on(state, ReportEvent(spec.trial_id, spec.run, self._timed(state, seq, metrics), "stdout", seq))
+        if state.printed.faults and not self._warned_of_prints:
+            self._warned_of_prints = True
+            message = f"trial {spec.trial_id} printed a report that is passed over, {state.printed.faults[0]}"
+            self._queue.append(MessageEvent("warning", data={"message": message}))
+
+    def _timed(self, state: RunState, seq: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return a printed report with the fields that a Reporter would have added."""
+        seconds = time.monotonic() - state.started
+        result = {name: value for name, value in metrics.items() if not name.startswith(RESERVED_PREFIX)}
+        result |= {ST_WORKER_TIMESTAMP: time.time(), ST_WORKER_ITER: seq, ST_WORKER_TIME: seconds}
+        if price := state.spec.env.get(ENV_COST_PER_HOUR):
+            result[ST_WORKER_COST] = seconds * float(price) / 3600
+        return result
 
     def _lost(self, who: str) -> None:
         self._unwatch_launcher()
@@ -316,3 +400,7 @@ class ProcessRunner:
                 "machine ends it (out of memory?). All trials were ended, nothing that was reported is lost"
             )
         self._start_launcher()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

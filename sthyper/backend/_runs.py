@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from sthyper.backend._printed_reports import PrintedReports
 from sthyper.backend.base import ReportEvent, TrialEvent
-from sthyper.trial import OUT_OF_MEMORY, Status
+from sthyper.trial import OUT_OF_MEMORY, Status, was_killed
 
 __all__ = ["RunSpec", "Runner", "Timeouts", "classify_end", "read_tail"]
 
@@ -48,13 +50,15 @@ class RunSpec:
     Args:
         trial_id: The trial.
         run: Number of the run.
-        argv: The script and its arguments.
+        argv: The script, or with ``is_program`` the program, and its arguments.
         env: Changes to the environment, ``None`` removes.
         cwd: Working directory.
         stdout: File that stdout is appended to.
         stderr: File that stderr is appended to.
         seed: Seed of the trial.
         threads: Thread budget, ``None`` leaves the user's setting.
+        is_program: Whether ``argv`` is a whole command line, not a Python script.
+        ends_at_milestone: Whether the configuration holds the milestone, so that the trial ends itself at a PAUSE.
     """
 
     trial_id: int
@@ -66,6 +70,8 @@ class RunSpec:
     stderr: Path
     seed: int | None
     threads: int | None
+    is_program: bool = False
+    ends_at_milestone: bool = False
 
     @property
     def key(self) -> str:
@@ -89,7 +95,23 @@ class Runner(Protocol):
 
 @dataclass
 class RunState:
-    """What is known of a run while it lasts."""
+    """What is known of a run while it lasts.
+
+    Args:
+        spec: The order to run it.
+        stderr_start: Size of its stderr file before it.
+        ordered: Status that the tuner wants it to end with.
+        reason: Why it ended, where that is known.
+        code: Exit code of the leading process, ``None`` while that lives.
+        ok: Whether no process has announced a failure.
+        failed_rank: A rank of several that has ended after it announced a failure of its own.
+        deadline: ``time.monotonic()`` at which it counts as hung.
+        lost_ranks: Ranks whose connection is gone: client -> rank and time until which it may come back.
+        printed: Its reports on stdout, for runs outside the fork server that have not connected.
+        unanswered: Reports that were handed on and are not answered yet.
+        gone: Whether all its processes are gone.
+        started: ``time.monotonic()`` of its start.
+    """
 
     spec: RunSpec
     stderr_start: int
@@ -97,8 +119,13 @@ class RunState:
     reason: str | None = None
     code: int | None = None
     ok: bool = True
+    failed_rank: int | None = None
     deadline: float | None = None
     lost_ranks: dict[str, tuple[int, float]] = field(default_factory=dict)
+    printed: PrintedReports | None = None
+    unanswered: int = 0
+    gone: bool = False
+    started: float = field(default_factory=time.monotonic)
     oom_kills: int = field(default_factory=lambda: oom_kills())
 
 
@@ -106,19 +133,27 @@ def classify_end(state: RunState) -> tuple[Status, str | None, str]:
     """Return status, end reason and the tail of stderr of a run whose processes are gone."""
     if state.ordered is not None:
         return state.ordered, state.reason, ""
-    tail = read_tail(state.spec.stderr, state.stderr_start)
-    if state.reason is not None:  # hung, supervisor_lost, a dead rank: the backend knows best
-        return Status.failed, state.reason, tail
+    where = (state.spec.stderr, state.stderr_start)
+    tail = read_tail(*where)
     code = state.code
+    if state.reason is not None:  # hung, supervisor_lost, a dead rank: the backend knows best
+        memory = was_killed(state.reason) and oom_kills() > state.oom_kills
+        return Status.failed, OUT_OF_MEMORY if memory else state.reason, tail
     if code == 0:
         # A process that announced its failure may still end with code 0, say because the script caught the exception.
         return (Status.completed, None, "") if state.ok else (Status.failed, "exit 0 after a failure", tail)
-    if code is None:
+    if code is None and state.failed_rank is None:
         return Status.failed, "killed", tail
-    if any(sign in line for line in tail.splitlines()[-20:] for sign in _OUT_OF_MEMORY_SIGNS):
+    # Ranks that miss the one that has failed may write a lot after it.
+    last = tail.splitlines()[-20:] if state.failed_rank is None else read_tail(*where, lines=200).splitlines()
+    if any(sign in line for line in last for sign in _OUT_OF_MEMORY_SIGNS):
         return Status.failed, OUT_OF_MEMORY, tail
-    if code > 0:
+    if code is not None and code > 0:
         return Status.failed, f"exit {code}", tail
+    if state.failed_rank is not None and (code is None or -code in _OUTSIDE):
+        # The others were ended because of it, by Lightning or by us.
+        return Status.failed, f"exit after a failure of rank {state.failed_rank}", tail
+    assert code is not None
     if -code == signal.SIGKILL and oom_kills() > state.oom_kills:
         return Status.failed, OUT_OF_MEMORY, tail
     if -code in _OUTSIDE:

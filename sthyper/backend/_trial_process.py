@@ -22,9 +22,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Child", "become_program", "become_script", "detach"]
+__all__ = ["Child", "become_program", "become_script", "detach", "forget_shadowed"]
 
 _INTERRUPTED = -signal.SIGINT
+_startup_modules: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def become_program(child: Child) -> int:
 
 def become_script(child: Child) -> int:
     """Run the script as a fresh ``__main__`` and return the exit code that the interpreter would have."""
-    script = child.argv[0]
+    global _startup_modules
+    script, _startup_modules = child.argv[0], child.startup_modules
     _set_environment(child.env)
     _seed(child.seed)
     child.set_threads()
@@ -100,7 +102,7 @@ def become_script(child: Child) -> int:
     if not sys.flags.safe_path:
         folder = os.path.dirname(os.path.realpath(script))
         sys.path.insert(0, folder)
-        _forget_shadowed(folder, child.startup_modules)
+        forget_shadowed(folder)
     # A warning that was shown once while the server loaded a library is not lost for the trial.
     with warnings.catch_warnings():
         pass
@@ -135,16 +137,17 @@ def _seed(seed: int | None) -> None:
         torch.manual_seed(int.from_bytes(os.urandom(7), "big") if seed is None else seed)
 
 
-def _forget_shadowed(folder: str, keep: Collection[str]) -> None:
+def forget_shadowed(folder: str) -> None:
     """Unload modules that the script would have found in its own folder, had they not been loaded before.
 
-    ``import queue`` beside the user's own ``queue.py`` means the latter when the script is run by hand.
+    ``import queue`` beside the user's own ``queue.py`` means the latter when the script is run by hand. What every
+    interpreter has loaded before its first user line stays.
     """
     suffixes = tuple(importlib.machinery.all_suffixes())
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name.partition(".")[0]
-            if name not in sys.modules or name in keep or name in sys.builtin_module_names:
+            if name not in sys.modules or name in _startup_modules or name in sys.builtin_module_names:
                 continue
             found = entry.name.removeprefix(name) in suffixes or any(
                 os.path.exists(os.path.join(entry.path, "__init__" + suffix)) for suffix in suffixes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -10,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sthyper.checkpoints import copy_checkpoints
 from sthyper.constants import ST_CHECKPOINTS_DIRNAME, ST_STDERR_FILENAME, ST_STDOUT_FILENAME
-from sthyper.trial import SchedulerDecision, Status, Trial
+from sthyper.trial import SchedulerDecision, Status, Trial, trial_seed
 
 __all__ = [
     "BUSY_STATUS",
@@ -23,6 +25,8 @@ __all__ = [
     "TrialEvent",
     "trial_seed",
 ]
+
+logger = logging.getLogger(__name__)
 
 BUSY_STATUS = frozenset({Status.in_progress, Status.stopping})
 
@@ -98,13 +102,6 @@ class ExperimentContext:
     interactive: bool = False
 
 
-def trial_seed(experiment_seed: int, trial_id: int) -> int:
-    """Return the seed of a trial, a 32-bit int, from ``SeedSequence([experiment_seed, trial_id])``."""
-    import numpy as np
-
-    return int(np.random.SeedSequence([experiment_seed, trial_id]).generate_state(1, dtype=np.uint32)[0])
-
-
 class TrialBackend(ABC):
     """Runs trials.
 
@@ -118,9 +115,14 @@ class TrialBackend(ABC):
     Attributes:
         poll_interval: Seconds between two looks at a backend that must be polled; ``None`` if :meth:`events` blocks
             until something happens.
+        delete_checkpoints: Whether the tuner deletes the checkpoints of trials that have ended for good, except the
+            best one's.
+        no_report: End reason of a trial that completes without a report; starts with ``"no report"``.
     """
 
     poll_interval: float | None = None
+    delete_checkpoints: bool = False
+    no_report: str = "no report: the script ended without one; call Reporter()(metric=...) at least once"
 
     def __init__(self, rewrite_max_resource: bool = False) -> None:
         self.rewrite_max_resource = rewrite_max_resource
@@ -268,14 +270,20 @@ class TrialBackend(ABC):
         return self.trial_path(trial_id) / ST_CHECKPOINTS_DIRNAME
 
     def copy_checkpoint(self, src_trial_id: int, tgt_trial_id: int) -> None:
-        """Copy the checkpoints of one trial to another (nothing happens if there are none)."""
-        source = self.checkpoint_trial_path(src_trial_id)
-        if source.exists():
-            shutil.copytree(source, self.checkpoint_trial_path(tgt_trial_id), dirs_exist_ok=True)
+        """Copy the checkpoints of one trial to another, in place of its own (nothing happens if there are none)."""
+        found = copy_checkpoints(self.checkpoint_trial_path(src_trial_id), self.checkpoint_trial_path(tgt_trial_id))
+        if not found and self.delete_checkpoints:
+            logger.warning(
+                "trial %d starts from scratch: trial %d has no checkpoint (delete_checkpoints=True)",
+                tgt_trial_id,
+                src_trial_id,
+            )
 
     def delete_checkpoint(self, trial_id: int) -> None:
-        """Delete the checkpoints of a trial (nothing happens if there are none)."""
-        shutil.rmtree(self.checkpoint_trial_path(trial_id), ignore_errors=True)
+        """Delete the checkpoints of a trial, those set aside too (nothing happens if there are none)."""
+        folder = self.checkpoint_trial_path(trial_id)
+        for path in (folder, *folder.parent.glob(f"{folder.name}.aside-*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def set_checkpoint_aside(self, trial_id: int) -> None:
         """Rename the checkpoint folder so that the next run starts from scratch."""
@@ -297,6 +305,11 @@ class TrialBackend(ABC):
     def entrypoint_path(self) -> Path | None:
         """Return the training script, ``None`` if the backend has none."""
         return None
+
+    def entrypoint_name(self) -> str | None:
+        """Return what an experiment is called after if nobody named it: the script, without its ending."""
+        path = self.entrypoint_path()
+        return None if path is None else path.stem
 
     # ---- for subclasses ------------------------------------------------------------------------------
 

@@ -50,24 +50,37 @@ class ClientReport:
 
 @dataclass(frozen=True, slots=True)
 class ClientBye:
-    """A process announced its end."""
+    """A process announced its end; ``rank`` as in :class:`ClientGone`."""
 
     trial_id: int
     run: int
     client: str
     ok: bool
     reason: str | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientGone:
-    """A connection was closed; ``rank`` is set for processes that had said which rank they are."""
+    """A connection was closed.
+
+    Args:
+        trial_id: The trial.
+        run: Number of its run.
+        client: The process.
+        rank: Its rank, ``None`` if it has not said that it is one.
+        said_bye: Whether it had announced its end.
+        failed: Whether it had announced a failure.
+        world_size: Number of ranks.
+    """
 
     trial_id: int
     run: int
     client: str
     rank: int | None
     said_bye: bool
+    failed: bool = False
+    world_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,9 @@ class _Client:
     answers: bytearray = field(default_factory=bytearray)
     waiting: int | None = None
     bye: bool = False
+    failed: bool = False
     rank: int | None = None
+    world_size: int = 1
 
 
 @dataclass
@@ -238,12 +253,13 @@ class ChannelServer:
                 return self._report(connection, connection.key, state, message)
             if kind == "rank":
                 state.rank = int(message["rank"])
+                state.world_size = int(message.get("world_size", 1))
             elif kind == "bye":
                 state.bye = True
+                state.failed = state.failed or message.get("ok") is False
                 reason = message.get("reason")
-                self._messages.append(
-                    ClientBye(*connection.key, message.get("ok") is not False, str(reason) if reason else None)
-                )
+                ok, said = message.get("ok") is not False, str(reason) if reason else None
+                self._messages.append(ClientBye(*connection.key, ok, said, state.rank))
             elif kind == "loaded":
                 packages = tuple(str(p) for p in message["packages"])
                 self._messages.append(ClientLoaded(connection.key[0], packages))
@@ -303,7 +319,15 @@ class ChannelServer:
             del self._by_client[key]
             state = self._clients.get(key)
             if announce and state is not None:
-                self._messages.append(ClientGone(*key, rank=state.rank, said_bye=state.bye))
+                self._messages.append(
+                    ClientGone(
+                        *key,
+                        rank=state.rank,
+                        said_bye=state.bye,
+                        failed=state.failed,
+                        world_size=state.world_size,
+                    )
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from sthyper._function_trial import TunedFunction
+from sthyper.backend._command import parse_entry_point
+from sthyper.backend._options import check_launch, check_options, parse_channel
+from sthyper.backend._rendezvous import ADDRESS, ENV_ADDRESS, ENV_PORT, STALE, PortPool
 from sthyper.backend._runs import Runner, RunSpec, Timeouts
-from sthyper.backend.base import EndEvent, ExperimentContext, ReportEvent, TrialBackend, TrialEvent
+from sthyper.backend.base import EndEvent, ExperimentContext, MessageEvent, ReportEvent, TrialBackend, TrialEvent
+from sthyper.backend.gpu import VISIBLE_DEVICES, GpuOptions, GpuPool, visible_gpus
 from sthyper.constants import (
     ENV_CHECKPOINT_DIR,
     ENV_COST_PER_HOUR,
@@ -28,41 +33,38 @@ from sthyper.constants import (
     ST_STDERR_FILENAME,
     ST_STDOUT_FILENAME,
 )
-from sthyper.errors import closest
 from sthyper.journal import write_atomically
 from sthyper.trial import Status, Trial
 
 __all__ = ["LocalBackend"]
 
-# What a launching shell may have left of another distributed job; Lightning would take it for its own.
-_STALE = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_PORT",
-    "PL_GLOBAL_SEED",
-    "TORCHELASTIC_RUN_ID",
-)
-_LAUNCHES = ("auto", "fork", "exec", "inline")
+logger = logging.getLogger(__name__)
 
 
 class LocalBackend(TrialBackend):
-    """Runs a Python script once a trial, in a process of its own on this machine.
+    """Runs a Python script, or any other command line, once a trial, in a process of its own on this machine.
 
-    The script gets the configuration as ``--name value`` arguments (also in ``Reporter().config``) and reports with
-    :class:`sthyper.Reporter`. On Linux trials are forked from a warm server that has the script's libraries loaded;
-    a supervisor makes sure that no process of a trial outlives the tuner.
+    A script gets the configuration as ``--name value`` arguments (also in ``Reporter().config``) and reports with
+    :class:`sthyper.Reporter`. On Linux trials of scripts are forked from a warm server that has the script's libraries
+    loaded; a supervisor makes sure that no process of a trial outlives the tuner.
+
+    A program of another language, or of another Python environment, prints lines such as
+    ``[tune-metric]: {"epoch": 1, "loss": 0.5}`` on stdout (and flushes them). It does not hear decisions and is ended
+    from outside, by SIGTERM, and by SIGKILL ``stop_grace`` seconds later. One that is paused is started again with
+    ``STHYPER_LAST_RESOURCE`` and ``STHYPER_CHECKPOINT_DIR`` in its environment.
 
     Args:
-        entry_point: The training script.
+        entry_point: The training script (``"train.py"``), an executable, or a command line: a string that is split at
+            blanks as a shell does (no shell runs it), or a list of words. ``{name}`` in an argument stands for the
+            value of a hyperparameter, ``{{`` and ``}}`` for braces; without such templates ``--name value`` arguments
+            are appended. ``{trial_id}``, ``{run}``, ``{trial_dir}``, ``{checkpoint_dir}``, ``{last_resource}`` (0 if
+            there is none), ``{seed}`` and ``{st_config_json_filename}`` stand for properties of the trial.
         pass_args_as_json: Pass the configuration as a JSON file (``--st_config_json_filename``) instead of
             arguments; allows lists and dicts as values.
-        rewrite_max_resource: See :class:`TrialBackend`.
-        launch: ``"fork"``, ``"exec"`` (a fresh interpreter a trial), ``"inline"`` (in this process, one after
-            another, for debuggers) or ``"auto"``: fork on Linux, else exec.
+        rewrite_max_resource: See :class:`TrialBackend`. A program that only prints then ends by itself where it is
+            paused, and has ``stop_grace`` seconds for it.
+        launch: ``"fork"``, ``"exec"`` (a fresh process a trial), ``"inline"`` (in this process, one after another,
+            for debuggers) or ``"auto"``: fork for Python scripts on Linux, else exec.
         preload: ``True``: what the script and the local modules that it imports name; ``False``: nothing; or a list
             of packages.
         stop_grace: Seconds that a trial has to end itself after STOP or PAUSE before it is killed.
@@ -72,21 +74,32 @@ class LocalBackend(TrialBackend):
             trial's folder; or a path.
         threads_per_trial: Threads for OpenMP, MKL and torch in a trial; default is cores / n_workers unless
             ``OMP_NUM_THREADS`` is set.
-        environment: Changes to the environment of trials; ``None`` as a value removes a variable.
+        environment: Changes to the environment of trials; ``None`` as a value removes a variable. Each trial gets a
+            ``MASTER_PORT`` of its own, with ``MASTER_ADDR=127.0.0.1``, for the rendezvous of its processes, unless
+            they are set here.
         cost_per_hour: Price of one hour of a trial, for ``st_worker_cost`` and ``max_cost``.
         lightning: Arguments of :class:`sthyper.callbacks.TuneReportCallback`, for Lightning scripts that do not know
             sthyper: it is attached to their Trainers (``{"metrics": {"accuracy": "val/acc"}}``).
         channel: ``"unix"``, or ``"tcp"`` / ``"tcp:HOST:PORT"`` for trials that reach the tuner over the network
             (loopback unless a host is given).
+        delete_checkpoints: Whether the checkpoints of a trial are deleted when it is stopped by the scheduler,
+            completed or failed. Those of the best trial so far (with several metrics: the best in each) stay, and so
+            do those of paused and interrupted trials.
+        rotate_gpus: Whether each trial sees GPUs of its own (``CUDA_VISIBLE_DEVICES``), the least used ones; ``False``
+            shows all GPUs to all trials. Inline trials always get the same. A value for ``CUDA_VISIBLE_DEVICES`` in
+            ``environment`` comes first. Without GPUs nothing is set.
+        num_gpus_per_trial: GPUs of a trial: 1, 2, ...; 1/k for k trials that share one; 0 to hide all. ``None``: one,
+            shared with a warning where there are more workers than GPUs.
+        gpus_to_use: Indices of the GPUs to use, among those that this process may use; ``None`` for all.
 
     Raises:
-        FileNotFoundError: If the entry point is missing.
+        FileNotFoundError: If the script or the program is missing.
         ValueError: For values that are not allowed.
     """
 
     def __init__(
         self,
-        entry_point: str | Path,
+        entry_point: str | Path | Sequence[str | Path],
         *,
         pass_args_as_json: bool = False,
         rewrite_max_resource: bool = False,
@@ -101,52 +114,60 @@ class LocalBackend(TrialBackend):
         cost_per_hour: float | None = None,
         lightning: dict[str, Any] | None = None,
         channel: str = "unix",
+        delete_checkpoints: bool = False,
+        rotate_gpus: bool = True,
+        num_gpus_per_trial: float | None = None,
+        gpus_to_use: Sequence[int] | None = None,
     ) -> None:
         super().__init__(rewrite_max_resource=rewrite_max_resource)
-        self._entry_point = _check_entry_point(entry_point)
-        if launch not in _LAUNCHES:
+        check_launch(launch)
+        check_options(
+            preload=preload,
+            stop_grace=stop_grace,
+            trial_timeout=trial_timeout,
+            first_report_timeout=first_report_timeout,
+            workdir=workdir,
+            threads_per_trial=threads_per_trial,
+            environment=environment,
+            cost_per_hour=cost_per_hour,
+            switches={"pass_args_as_json": pass_args_as_json, "delete_checkpoints": delete_checkpoints},
+        )
+        self.environment = dict(environment or {})
+        self._command = parse_entry_point(entry_point, self.environment.get("PATH"))
+        if launch in ("fork", "inline") and not self._command.is_script:
             raise ValueError(
-                f"launch must be one of {', '.join(_LAUNCHES)}, got {launch!r}{closest(launch, _LAUNCHES)}"
+                f"launch={launch!r} is for Python scripts; entry_point={entry_point!r} is a command, which "
+                "launch='exec' (or 'auto') runs"
             )
-        for name, seconds in (("trial_timeout", trial_timeout), ("first_report_timeout", first_report_timeout)):
-            if seconds is not None and not _check_number(name, seconds) > 0:
-                raise ValueError(f"{name} must be a number of seconds > 0 or None, got {seconds!r}")
-        if not 0 <= _check_number("stop_grace", stop_grace) < math.inf:
-            raise ValueError(f"stop_grace must be a finite number of seconds >= 0, got {stop_grace!r}")
-        if cost_per_hour is not None and not 0 <= _check_number("cost_per_hour", cost_per_hour) < math.inf:
-            raise ValueError(f"cost_per_hour must be a finite number >= 0, got {cost_per_hour!r}")
-        if threads_per_trial is not None and (type(threads_per_trial) is not int or threads_per_trial < 1):
-            raise ValueError(f"threads_per_trial must be an int of at least 1 or None, got {threads_per_trial!r}")
-        if isinstance(preload, str) or not isinstance(preload, bool | Sequence):
-            raise TypeError(f"preload must be True, False or a list of package names, got {preload!r}")
-        if workdir not in (None, "trial") and not Path(workdir).is_dir():
-            raise ValueError(f"workdir must be None, 'trial' or an existing folder, got {str(workdir)!r}")
-        for name, value in (environment or {}).items():
-            if not isinstance(name, str) or not isinstance(value, str | None):
-                raise TypeError(f"environment must map names to strings or None, got {name!r}: {value!r}")
+        if not self._command.is_script and not isinstance(preload, bool):
+            raise ValueError(f"preload={preload!r} has no effect: nothing is loaded for entry_point={entry_point!r}")
+        if isinstance(gpus_to_use, str) or not isinstance(gpus_to_use, Sequence | None):
+            raise TypeError(f"gpus_to_use must be a list of ints or None, got {gpus_to_use!r}")
         self.pass_args_as_json = pass_args_as_json
-        self.launch: str = ("fork" if sys.platform == "linux" else "exec") if launch == "auto" else launch
+        warm = sys.platform == "linux" and self._command.is_script
+        self.launch: str = ("fork" if warm else "exec") if launch == "auto" else launch
         self.stop_grace = stop_grace
         self.workdir = workdir
         self.threads_per_trial = threads_per_trial
-        self.environment = dict(environment or {})
         self.cost_per_hour = cost_per_hour
         self.lightning = None if lightning is None else json.dumps(lightning)
         self._preload = preload
         self._timeouts = Timeouts(first_report=first_report_timeout, report=trial_timeout)
-        self._host, self._port = _parse_channel(channel)
+        self.delete_checkpoints = delete_checkpoints
+        self._gpu_options = GpuOptions(
+            rotate_gpus, num_gpus_per_trial, None if gpus_to_use is None else tuple(gpus_to_use)
+        )
+        self._gpus: GpuPool | None = None
+        self._gpus_of_run: dict[int, list[str]] = {}
+        self._rendezvous_ports = PortPool()
+        self._host, self._port = parse_channel(channel)
         self._runner: Runner | None = None
         self._wants_checkpoint_arg = False
 
     # ---- life of the backend -------------------------------------------------------------------------
 
     def check_config_space(self, config_space: dict[str, Any]) -> None:
-        for name, value in config_space.items():
-            if isinstance(value, list | dict) and not self.pass_args_as_json:
-                raise ValueError(
-                    f"config_space[{name!r}] is {value!r}, which cannot be an argument of a script; use "
-                    "LocalBackend(..., pass_args_as_json=True) and load_config_json in the script"
-                )
+        self._command.check(config_space, self.pass_args_as_json)
 
     def open(self, context: ExperimentContext) -> None:
         super().open(context)
@@ -157,7 +178,7 @@ class LocalBackend(TrialBackend):
                 raise ValueError(
                     f"launch='inline' runs one trial at a time: n_workers must be 1, got {context.n_workers}"
                 )
-            self._runner = InlineRunner(self._timeouts)
+            self._runner = InlineRunner(self._timeouts, self._inline_function())
         else:
             from sthyper.backend._process_runner import ProcessRunner
 
@@ -174,11 +195,13 @@ class LocalBackend(TrialBackend):
             )
         self._runner.open()
         self._wants_checkpoint_arg = self._names_checkpoint_dir()
+        self._gpus = self._open_gpus(context.n_workers)
 
     def close(self, wait: bool = True) -> None:
         if self._runner is not None:
             self._runner.close(wait)
             self._runner = None
+        self._rendezvous_ports.close()
 
     def run_loop(self, loop: Callable[[], None]) -> None:
         self._opened().run_loop(loop)
@@ -191,8 +214,8 @@ class LocalBackend(TrialBackend):
         if self._runner is not None:
             self._runner.wake()
 
-    def entrypoint_path(self) -> Path:
-        return self._entry_point
+    def entrypoint_path(self) -> Path | None:
+        return self._command.source
 
     # ---- trials --------------------------------------------------------------------------------------
 
@@ -201,6 +224,11 @@ class LocalBackend(TrialBackend):
         for event in events:
             if isinstance(event, EndEvent):
                 self._mark_ended(event)
+                self._rendezvous_ports.release(event.trial_id)
+                if self._gpus is not None and self.launch != "inline":
+                    self._gpus.release(event.trial_id)
+            elif isinstance(event, MessageEvent) and event.kind == "process" and event.trial_id in self._gpus_of_run:
+                event.data["gpus"] = self._gpus_of_run[event.trial_id]
         return events
 
     def answer(self, event: ReportEvent, decision: str) -> None:
@@ -214,13 +242,15 @@ class LocalBackend(TrialBackend):
             RunSpec(
                 trial_id=trial.trial_id,
                 run=run,
-                argv=(str(self._entry_point), *self._arguments(trial, folder)),
+                argv=self._argv(trial, run, folder),
                 env=self._environment(trial, run, folder),
                 cwd=str(folder if self.workdir == "trial" else Path(self.workdir or os.getcwd()).absolute()),
                 stdout=folder / ST_STDOUT_FILENAME,
                 stderr=folder / ST_STDERR_FILENAME,
                 seed=trial.seed,
                 threads=self._threads(),
+                is_program=not self._command.is_script,
+                ends_at_milestone=self.rewrite_max_resource,
             )
         )
 
@@ -235,39 +265,42 @@ class LocalBackend(TrialBackend):
             raise RuntimeError("LocalBackend is not open; it is used through a Tuner, which opens and closes it")
         return self._runner
 
-    def _arguments(self, trial: Trial, folder: Path) -> list[str]:
-        arguments = []
-        if self.pass_args_as_json:
-            arguments += [f"--{ST_CONFIG_JSON_FNAME_ARG}", str(folder / ST_CONFIG_FILENAME)]
-        else:
-            for name, value in trial.config.items():
-                if isinstance(value, list | dict):
-                    raise ValueError(
-                        f"configuration value {name}={value!r} cannot be an argument of a script; use "
-                        "LocalBackend(..., pass_args_as_json=True) and load_config_json in the script"
-                    )
-                if value is not None:
-                    arguments += [f"--{name}", str(value)]
-        if self._wants_checkpoint_arg:
-            arguments += [f"--{ST_CHECKPOINT_DIR}", str(self.checkpoint_trial_path(trial.trial_id).absolute())]
-        return arguments
+    def _argv(self, trial: Trial, run: int, folder: Path) -> tuple[str, ...]:
+        """Return what is run: a script and its arguments, or a whole command line."""
+        checkpoints = str(self.checkpoint_trial_path(trial.trial_id).absolute())
+        last = trial.last_resource
+        properties = {
+            "trial_id": str(trial.trial_id),
+            "run": str(run),
+            "trial_dir": str(folder),
+            "checkpoint_dir": checkpoints,
+            ST_CHECKPOINT_DIR: checkpoints,
+            "last_resource": "0" if last is None else _plain(last),
+            "seed": "" if trial.seed is None else str(trial.seed),
+            ST_CONFIG_JSON_FNAME_ARG: str(folder / ST_CONFIG_FILENAME),
+        }
+        argv = self._command.line(trial.config, properties, self.pass_args_as_json)
+        return (*argv, f"--{ST_CHECKPOINT_DIR}", checkpoints) if self._wants_checkpoint_arg else argv
 
     def _environment(self, trial: Trial, run: int, folder: Path) -> dict[str, str | None]:
         objective = self.context.objective
-        env: dict[str, str | None] = dict.fromkeys(_STALE)
+        env: dict[str, str | None] = dict.fromkeys(STALE)
+        if ENV_PORT not in self.environment:
+            env[ENV_PORT] = str(self._rendezvous_ports.take(trial.trial_id))
+        env[ENV_ADDRESS] = ADDRESS
         last = trial.last_resource
         env |= {
             ENV_TRIAL_ID: str(trial.trial_id),
             ENV_RUN: str(run),
             ENV_TRIAL_DIR: str(folder),
             ENV_CHECKPOINT_DIR: str(self.checkpoint_trial_path(trial.trial_id).absolute()),
-            ENV_LAST_RESOURCE: None if last is None else repr(int(last) if float(last).is_integer() else last),
+            ENV_LAST_RESOURCE: None if last is None else _plain(last),
             ENV_SEED: None if trial.seed is None else str(trial.seed),
             ENV_OBJECTIVE: None if objective is None else json.dumps(objective),
             ENV_LIGHTNING: self.lightning,
             ENV_COST_PER_HOUR: None if self.cost_per_hour is None else repr(self.cost_per_hour),
         }
-        return env | self.environment
+        return env | self._gpu_environment(trial.trial_id) | self.environment
 
     def _threads(self) -> int | None:
         if self.threads_per_trial is not None:
@@ -280,50 +313,66 @@ class LocalBackend(TrialBackend):
     def _scan(self) -> list[str]:
         from sthyper.backend._preload import loads_names, scan_imports
 
-        modules = scan_imports(self._entry_point)
+        program = self._command.program
+        return self._companions(scan_imports(program), lambda names: loads_names(program, names))
+
+    def _companions(self, modules: list[str], uses: Callable[[set[str]], bool]) -> list[str]:
+        """Return modules to load, with what they load only when they are used."""
         tops = {name.partition(".")[0] for name in modules}
         if self.lightning is not None and "lightning" in tops:
             modules.append("sthyper.callbacks.lightning.report")
-        if "lightning" in tops or ("torch" in tops and loads_names(self._entry_point, {"optim"})):
+        if "lightning" in tops or ("torch" in tops and uses({"optim"})):
             # The first optimiser of a process imports it, which takes a second of every trial.
             modules.append("torch._dynamo")
         return modules
 
+    def _inline_function(self) -> TunedFunction | None:
+        """Return what runs in the tuner's own process, ``None`` for the script."""
+        return None
+
     def _names_checkpoint_dir(self) -> bool:
         # Scripts that do not know the argument would fail on it; the environment has the folder anyway.
+        source, fields = self._command.source, {ST_CHECKPOINT_DIR, "checkpoint_dir"}
+        if source.suffix != ".py" or not fields.isdisjoint(self._command.fields):
+            return False
         from sthyper.backend._preload import loads_names
 
-        names = {ST_CHECKPOINT_DIR, "add_checkpointing_to_argparse", "parse_known_args"}
-        return loads_names(self._entry_point, names)
+        return loads_names(source, {ST_CHECKPOINT_DIR, "add_checkpointing_to_argparse", "parse_known_args"})
+
+    # ---- GPUs ----------------------------------------------------------------------------------------
+
+    def _open_gpus(self, n_workers: int) -> GpuPool | None:
+        """Return the pool that trials get their GPUs from, ``None`` if they see what the tuner sees."""
+        options = self._gpu_options
+        self._gpus_of_run.clear()
+        if VISIBLE_DEVICES in self.environment or options.per_trial == 0 or options.is_idle:
+            return None
+        gpus = visible_gpus()
+        if not gpus and options.is_default:
+            return None
+        pool = GpuPool(options, gpus, n_workers)
+        if self.launch == "inline":
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                logger.warning(
+                    "launch='inline': CUDA has been started in this process, so trials see the GPUs that it was "
+                    "started with"
+                )
+        return pool
+
+    def _gpu_environment(self, trial_id: int) -> dict[str, str | None]:
+        if self._gpu_options.per_trial == 0:
+            return {VISIBLE_DEVICES: ""}
+        if self._gpus is None:
+            return {}
+        if self.launch == "inline" and self._gpus_of_run:
+            # These trials share a process, in which CUDA can be started with one set of GPUs only.
+            gpus = next(iter(self._gpus_of_run.values()))
+        else:
+            gpus = self._gpus.take(trial_id)
+        self._gpus_of_run[trial_id] = gpus
+        return {VISIBLE_DEVICES: ",".join(gpus)}
 
 
-def _check_entry_point(entry_point: str | Path) -> Path:
-    path = Path(entry_point).expanduser().absolute()
-    if not path.is_file():
-        folder = path.parent
-        others = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
-        raise FileNotFoundError(
-            f"entry_point {str(entry_point)!r}: there is no file {path}{closest(path.name, others)}"
-        )
-    if path.suffix != ".py":
-        raise ValueError(f"entry_point must be a Python script (*.py), got {str(entry_point)!r}")
-    return path
-
-
-def _check_number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return value
-
-
-def _parse_channel(channel: str) -> tuple[str | None, int]:
-    if not isinstance(channel, str):
-        raise TypeError(f"channel must be 'unix', 'tcp' or 'tcp:HOST:PORT', got {channel!r}")
-    kind, _, place = channel.partition(":")
-    if kind == "unix" and not place:
-        return None, 0
-    if kind == "tcp":
-        host, _, port = place.rpartition(":") if place else ("127.0.0.1", "", "0")
-        if host and port.isdigit() and int(port) < 65536:
-            return host.strip("[]"), int(port)
-    raise ValueError(f"channel must be 'unix', 'tcp' or 'tcp:HOST:PORT', got {channel!r}")
+def _plain(resource: float) -> str:
+    return repr(int(resource) if float(resource).is_integer() else resource)

@@ -96,7 +96,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
 def test_report_and_answer(served: Served) -> None:
     peer = Peer(served.server.address)
     peer.hello("abc", trial_id=4, run=1)
-    peer.send(type="rank", rank=0, world_size=1)
+    peer.send(type="rank", rank=1, world_size=2)
     peer.send(type="unknown", whatever=[1])
     peer.send(type="report", seq=0, metrics={"loss": "NaN", "epoch": 1})
     messages = served.until(lambda m: len(m) >= 2)
@@ -113,8 +113,8 @@ def test_report_and_answer(served: Served) -> None:
     messages = served.until(lambda m: len(m) >= 5)
     assert messages[2:] == [
         ClientLoaded(4, ("a", "b")),
-        ClientBye(4, 1, "abc", False, "killed"),
-        ClientGone(4, 1, "abc", rank=0, said_bye=True),
+        ClientBye(4, 1, "abc", False, "killed", rank=1),
+        ClientGone(4, 1, "abc", rank=1, said_bye=True, failed=True, world_size=2),
     ]
 
 

@@ -521,6 +521,40 @@ def test_cuda_in_the_server_switches_to_exec(make_driver, site):
     assert driver.run("import sys; print('kernels' in sys.modules)").out == "False\n"
 
 
+def test_cuda_that_only_forks_cannot_use_switches_to_exec(make_driver, site):
+    # Asking the driver for the number of GPUs starts nothing that torch knows of, but spoils CUDA in every fork.
+    folder, environ = site
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text("import torch.cuda, torch._C")
+    (folder / "torch" / "cuda.py").write_text("def is_initialized():\n    return False")
+    (folder / "torch" / "_C.py").write_text(
+        "import os\nspoilt = asked = False\n"
+        "def _cuda_isInBadFork():\n    return spoilt\n"
+        "def in_child():\n    global spoilt\n    spoilt = asked\n"
+        "os.register_at_fork(after_in_child=in_child)\n"
+    )
+    (folder / "kernels.py").write_text("import torch._C\ntorch._C.asked = True")
+    text = "import sys; print('torch' in sys.modules)"
+    driver = make_driver(preload=["torch"], environ=environ)
+    assert driver.run(text).out == "True\n"
+    assert driver.warnings() == []
+    driver.launcher.preload(["kernels"])
+    assert "asked the CUDA driver" in driver.of(LauncherWarning).message
+    assert driver.run(text).out == "False\n"
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_libraries_count_gpus_without_starting_cuda(make_driver, site, own):
+    folder, environ = site
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    (folder / "counts.py").write_text(f"import os\nseen = os.environ.get({name!r})")
+    environ.pop(name, None)
+    if own is not None:
+        environ[name] = own
+    text = f"import os, counts; print(counts.seen, os.environ.get({name!r}))"
+    assert make_driver(preload=["counts"], environ=environ).run(text).out == f"1 {own}\n"
+
+
 def test_variables_that_are_read_at_start_make_a_fresh_interpreter(make_driver):
     environ = {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"} | {"PYTHONUTF8": "1"}
     driver = make_driver(environ=environ)
