@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from sthyper._version import __version__
 
 if TYPE_CHECKING:
+    from sthyper._tune import tune
     from sthyper.experiment import load_experiment
     from sthyper.report import Reporter, TrialExit
     from sthyper.stopping_criterion import StoppingCriterion
     from sthyper.tuner import Tuner
 
-__all__ = ["Reporter", "StoppingCriterion", "TrialExit", "Tuner", "__version__", "load_experiment"]
+__all__ = ["Reporter", "StoppingCriterion", "TrialExit", "Tuner", "__version__", "load_experiment", "tune"]
 
 # Names are imported on first use, so that a training script pays for the Reporter only.
 _HOMES = {
@@ -21,6 +22,7 @@ _HOMES = {
     "TrialExit": "sthyper.report",
     "Tuner": "sthyper.tuner",
     "load_experiment": "sthyper.experiment",
+    "tune": "sthyper._tune",
 }
 
 

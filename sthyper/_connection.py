@@ -175,7 +175,9 @@ def loaded_packages() -> list[str]:
         parent = name.rpartition(".")[0]
         if parent in found or (parent and until is None):
             continue
-        origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None) or ""
-        if any(mark in origin for mark in marks):
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        origin = getattr(spec, "origin", None) or ""
+        # Modules that Cython made may also stand there without the name of their package.
+        if getattr(spec, "name", name) == name and any(mark in origin for mark in marks):
             names.append(name)
     return names[:MAX_LOADED]

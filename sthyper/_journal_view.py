@@ -168,6 +168,7 @@ class _JournalReader:
             name = self.record.metadata.get("resource_attr")
             if name in row:
                 row[name] = line["resource"]
+        row |= line.get("columns", {})
         row |= {
             ST_SCHEDULER_DECISION: line.get("scheduler_decision"),
             ST_RUN: line["run"],

@@ -9,6 +9,9 @@ ST_WORKER_TIME = "st_worker_time"
 """Seconds since the Reporter was made."""
 ST_WORKER_COST = "st_worker_cost"
 """Cost so far of this run, in the currency of ``cost_per_hour``."""
+ST_RETURNED = "st_returned"
+"""Only on its way to the backend, which takes it off: the report is what a tuned function returned; the value says
+whether that was a number or a dictionary with the metric."""
 
 # Columns that the tuner adds to the results.
 ST_TRIAL_ID = "trial_id"

@@ -131,28 +131,67 @@ class ExperimentResult:
 
     @property
     def best_value(self) -> float | None:
-        """Best value of the first metric."""
+        """Best finite value of the first metric (the largest with mode ``"max"``); ``None`` if there is none."""
         found = self._best(0)
         return None if found is None else found[2]
 
     @property
     def best_trial_id(self) -> int | None:
-        """Trial with the best value of the first metric."""
+        """Trial with the best finite value of the first metric; ``None`` if there is none."""
         found = self._best(0)
         return None if found is None else found[1]
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """Checkpoint of the best trial: its best one if the trial marked one, else its newest file."""
+        """Checkpoint of the best trial: its best one if the trial marked one, else its newest file.
+
+        ``None`` if there is no best trial or it has none.
+        """
         trial_id = self.best_trial_id
         if trial_id is None:
             return None
         from sthyper.checkpoints import INDEX_NAME, best_checkpoint
 
-        root = Path(self.metadata.get("trial_backend_path") or self.path)
-        folder = root / ST_TRIALS_DIRNAME / str(trial_id) / ST_CHECKPOINTS_DIRNAME
+        folder = self._checkpoint_folder(trial_id)
         found = best_checkpoint(folder)
         return _newest_file(folder, but=INDEX_NAME) if found is None else found
+
+    def load_best(self, model: Any, map_location: Any = None, **init_args: Any) -> Any:
+        """Return a model with the weights of :attr:`best_checkpoint`.
+
+        Args:
+            model: A Lightning module class, which is made from the checkpoint by its ``load_from_checkpoint``; or a
+                :class:`torch.nn.Module`, which gets the weights: the checkpoint itself or an entry of it (at any depth)
+                must be a state dict with the names of the module.
+            map_location: Where the weights go, as for :func:`torch.load`; default the CPU.
+            **init_args: Arguments of the Lightning module that the checkpoint does not hold.
+
+        Raises:
+            FileNotFoundError: If the best trial has no checkpoint.
+            TypeError: If ``model`` is neither, or ``init_args`` are given for a module.
+            ValueError: If no trial has reported a finite value, or no weights in the checkpoint fit the module.
+        """
+        from sthyper._load_model import load_model
+
+        return load_model(self._existing_checkpoint(), model, map_location, init_args)
+
+    def _existing_checkpoint(self) -> Path:
+        trial_id = self.best_trial_id
+        if trial_id is None:
+            names = self.metric_names()
+            metric = repr(names[0]) if names else "metric"
+            raise ValueError(f"{self.name}: no trial has reported a finite {metric}, so that there is no best one")
+        path = self.best_checkpoint
+        if path is None:
+            raise FileNotFoundError(
+                f"{self.name}: trial {trial_id}, the best, has no checkpoint in {self._checkpoint_folder(trial_id)}; "
+                "save one there in training (Reporter().checkpoint_dir, sthyper.utils, or TuneReportCallback)"
+            )
+        return path
+
+    def _checkpoint_folder(self, trial_id: int) -> Path:
+        root = Path(self.metadata.get("trial_backend_path") or self.path)
+        return root / ST_TRIALS_DIRNAME / str(trial_id) / ST_CHECKPOINTS_DIRNAME
 
     def _best(self, metric: int | str) -> tuple[int, int, float] | None:
         """Return row number, trial and value of the best row."""

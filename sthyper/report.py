@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sthyper._connection import Connection, TrialExit
@@ -37,13 +37,17 @@ from sthyper.constants import (
     ST_WORKER_TIMESTAMP,
 )
 
-__all__ = ["Reporter", "TrialExit", "decode_floats", "encode_floats", "retrieve"]
+__all__ = ["Reporter", "TrialExit", "check_metrics", "decode_floats", "encode_floats", "retrieve"]
 
 _CONTINUE = "CONTINUE"
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 # Set while a trial runs inside the tuner's own process (``launch="inline"``): answers reports without a socket.
 _inline_answer: Callable[[dict[str, Any]], str] | None = None
+# ``time.monotonic()`` at which the tuned function of this process was called; a Reporter may be older than that.
+_trial_start = 0.0
+# Reports of this process so far, of all Reporters.
+_sent = 0
 
 
 class Reporter:
@@ -80,14 +84,13 @@ class Reporter:
     ) -> None:
         if on_stop not in ("exit", "return"):
             raise ValueError(f"on_stop must be 'exit' or 'return', got {on_stop!r}")
-        if cost_per_hour is None and os.environ.get(ENV_COST_PER_HOUR):
-            cost_per_hour = float(os.environ[ENV_COST_PER_HOUR])
         if cost_per_hour is not None and not 0 <= cost_per_hour < math.inf:
             raise ValueError(f"cost_per_hour must be a finite number >= 0, got {cost_per_hour!r}")
+        self._own_cost = cost_per_hour is not None
         self.add_time = add_time
         self.add_cost = add_cost
         self.on_stop = on_stop
-        self.cost_per_hour = cost_per_hour
+        self.cost_per_hour = cost_per_hour if self._own_cost else _cost_per_hour()
         self._start = time.monotonic()
         self._iter = 0
         self._lock = threading.Lock()
@@ -108,8 +111,15 @@ class Reporter:
             ValueError: For no metrics, a ``None``, a reserved name, or a report of 50 000 bytes or more.
             TrialExit: If the answer is STOP or PAUSE and ``on_stop="exit"``.
         """
+        return self._deliver(check_metrics(metrics))
+
+    def _deliver(self, record: dict[str, Any]) -> str:
+        global _sent
         with self._lock:
-            record = _check_metrics(metrics)
+            if self._start < _trial_start:
+                # Made by the tuner's process, or in an earlier trial inline.
+                self._start, self._iter = _trial_start, 0
+                self.cost_per_hour = self.cost_per_hour if self._own_cost else _cost_per_hour()
             record[ST_WORKER_TIMESTAMP] = time.time()
             record[ST_WORKER_ITER] = self._iter
             if self.add_time:
@@ -124,6 +134,7 @@ class Reporter:
                     "report numbers, and write large values to a file in the trial's folder"
                 )
             self._iter += 1
+            _sent += 1
             decision = self._send(record, text)
         if decision != _CONTINUE and self.on_stop == "exit":
             raise TrialExit(decision)
@@ -293,7 +304,13 @@ def decode_floats(value: Any) -> Any:
     return value
 
 
-def _check_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+def check_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics as the plain values that are sent.
+
+    Raises:
+        TypeError: For a value that cannot be sent as JSON.
+        ValueError: For no metrics, a ``None`` or a reserved name.
+    """
     if not metrics:
         raise ValueError("report() got no metrics; call it as report(epoch=3, accuracy=0.91)")
     record = {}
@@ -305,6 +322,14 @@ def _check_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
             )
         record[name] = _plain(name, value)
     return record
+
+
+def _cost_per_hour() -> float | None:
+    value = os.environ.get(ENV_COST_PER_HOUR)
+    cost = float(value) if value else None
+    if cost is not None and not 0 <= cost < math.inf:
+        raise ValueError(f"{ENV_COST_PER_HOUR} must be a finite number >= 0, got {value!r}")
+    return cost
 
 
 def _plain(name: str, value: Any) -> Any:

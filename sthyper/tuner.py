@@ -7,42 +7,43 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sthyper._tuning.checks import check_count, check_process, metric_name, with_results
+from sthyper._tune import tune
+from sthyper._tuning.checks import check_count, check_process, check_seconds, check_switches, metric_name, with_results
+from sthyper._tuning.identity import make_metadata, make_name, open_journal
 from sthyper._tuning.loop import TuningLoop
+from sthyper._tuning.signals import signals_handled
 from sthyper._tuning.state import ExperimentState, LoopOptions
+from sthyper._tuning.steering import Steering
+from sthyper._tuning.terminal import progress_stream
+from sthyper._tuning.warm_start import add_experiments
 from sthyper.backend.base import ExperimentContext, TrialBackend
 from sthyper.constants import (
     ENV_QUIET,
     ST_JOURNAL_FILENAME,
     ST_METADATA_FILENAME,
-    ST_TUNER_CREATION_TIMESTAMP,
     ST_TUNER_START_TIMESTAMP,
     TUNER_DEFAULT_SLEEP_TIME,
 )
 from sthyper.errors import ExperimentError
-from sthyper.journal import JOURNAL_VERSION, ExperimentJournal, ExperimentLock, write_atomically
-from sthyper.paths import check_valid_name, experiment_path, name_from_base, sanitize_name
+from sthyper.journal import ExperimentJournal, ExperimentLock, write_atomically
+from sthyper.paths import experiment_path
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.time_keeper import RealTimeKeeper
-from sthyper.trial import Status
+from sthyper.trial import Status, draw_seed
 from sthyper.tuner_callback import TunerCallback
 from sthyper.tuning_status import TuningStatus
 
 if TYPE_CHECKING:
     from sthyper.experiment import ExperimentResult
 
-__all__ = ["Tuner"]
+__all__ = ["Tuner", "tune"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,13 @@ class Tuner:
             trial was ordered to end; no effect over others, where it is free when its processes are gone.
         trial_backend_path: Folder for the trials' files; default is the experiment's own.
         count_out_of_memory: Whether trials that ran out of memory count for ``max_failures``.
+        max_restarts: Times that a trial which was killed from outside, or one of whose ranks was, is run again from its
+            checkpoint. After that, with 0 at once, it fails.
+        warm_start: Earlier experiments (results, names or paths) from which the scheduler learns first. Hyperparameters
+            are matched by name; trials that do not fit the space are skipped, and one warning counts them.
 
     Raises:
+        FileNotFoundError: If there is no experiment that ``warm_start`` names.
         TypeError: If backend, scheduler or criterion are of the wrong kind.
         ValueError: For numbers or names that are not allowed.
 
@@ -104,6 +110,8 @@ class Tuner:
         start_jobs_without_delay: bool = True,
         trial_backend_path: str | Path | None = None,
         count_out_of_memory: bool = False,
+        max_restarts: int = 2,
+        warm_start: Sequence[ExperimentResult | str | Path] = (),
     ) -> None:
         if not isinstance(trial_backend, TrialBackend):
             raise TypeError(f"trial_backend must be a TrialBackend such as LocalBackend(...), got {trial_backend!r}")
@@ -112,24 +120,21 @@ class Tuner:
         if not callable(stop_criterion) or isinstance(stop_criterion, type):
             raise TypeError(f"stop_criterion must be a StoppingCriterion or a function, got {stop_criterion!r}")
         trial_backend.check_config_space(scheduler.config_space)
-        for label, switch in (
-            ("asynchronous_scheduling", asynchronous_scheduling),
-            ("wait_trial_completion_when_stopping", wait_trial_completion_when_stopping),
-            ("suffix_tuner_name", suffix_tuner_name),
-            ("start_jobs_without_delay", start_jobs_without_delay),
-            ("count_out_of_memory", count_out_of_memory),
-        ):
-            if not isinstance(switch, bool):
-                raise TypeError(f"{label} must be True or False, got {switch!r}")
+        check_switches(
+            asynchronous_scheduling=asynchronous_scheduling,
+            wait_trial_completion_when_stopping=wait_trial_completion_when_stopping,
+            suffix_tuner_name=suffix_tuner_name,
+            start_jobs_without_delay=start_jobs_without_delay,
+            count_out_of_memory=count_out_of_memory,
+        )
         check_count("n_workers", n_workers, 1)
         check_count("max_failures", max_failures, 0)
-        for label, seconds in (
-            ("sleep_time", sleep_time),
-            ("results_update_interval", results_update_interval),
-            ("print_update_interval", print_update_interval),
-        ):
-            if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-                raise ValueError(f"{label} must be a number of seconds >= 0, got {seconds!r}")
+        check_count("max_restarts", max_restarts, 0)
+        check_seconds(
+            sleep_time=sleep_time,
+            results_update_interval=results_update_interval,
+            print_update_interval=print_update_interval,
+        )
         self.trial_backend = trial_backend
         self.scheduler = scheduler
         self.stop_criterion = stop_criterion
@@ -142,14 +147,17 @@ class Tuner:
         self.wait_trial_completion_when_stopping = wait_trial_completion_when_stopping
         self.start_jobs_without_delay = start_jobs_without_delay
         self.count_out_of_memory = count_out_of_memory
+        self.max_restarts = max_restarts
         self.callbacks = with_results(callbacks)
-        self.name = self._make_name(tuner_name, suffix_tuner_name)
+        self.name = make_name(trial_backend, tuner_name, suffix_tuner_name)
         self.tuner_path = experiment_path(self.name)
         self.trial_backend_path = None if trial_backend_path is None else Path(trial_backend_path).absolute()
-        self.random_seed = _draw_seed() if scheduler.random_seed is None else scheduler.random_seed
+        self.random_seed = draw_seed() if scheduler.random_seed is None else scheduler.random_seed
+        self._steering = Steering(scheduler)
+        add_experiments(warm_start, scheduler, self._steering)
         self._clock = RealTimeKeeper()
         self.tuning_status = TuningStatus(scheduler.metric_names(), clock=self._time)
-        self.metadata = self._make_metadata(metadata)
+        self.metadata = make_metadata(metadata, trial_backend, scheduler, self.trial_backend_path)
         self.journal: ExperimentJournal | None = None
         self._loop: TuningLoop | None = None
         self._stop_requested = False
@@ -170,6 +178,8 @@ class Tuner:
         check_process()
         if self._has_run:
             raise ExperimentError(f"the experiment {self.name} has been run; make a new Tuner for another one")
+        if self.trial_backend.new_trial_id() != 0:
+            raise ExperimentError("trial_backend has run the trials of another experiment; make a new one for each")
         self._has_run = True
         # The supervisor starts while this process is still busy with its own preparations.
         self.tuner_path.mkdir(parents=True, exist_ok=True)
@@ -185,6 +195,7 @@ class Tuner:
             self._run_locked()
         finally:
             logging.getLogger("sthyper").removeHandler(silencer)
+            self._steering.close(None)
             if self.journal is not None:
                 self.journal.close()
             lock.release()
@@ -203,11 +214,11 @@ class Tuner:
             self.trial_backend.open(self._context())
             self._clock.start_of_time()
             self._write_metadata()
-            self.journal = self._open_journal()
+            self.journal = open_journal(self.tuner_path, self.metadata, self.n_workers, self.random_seed)
             self._loop = self._make_loop()
             if self._stop_requested:
                 self._loop.request_stop("stopped by the user")
-            with self._signals():
+            with signals_handled(self._on_first_signal, self._on_second_signal):
                 for callback in self.callbacks:
                     callback.on_tuning_start(self)
                 self.trial_backend.run_loop(self._loop.run)
@@ -223,6 +234,48 @@ class Tuner:
         if self._loop is not None:
             self._loop.request_stop("stopped by the user")
 
+    # ---- steering ------------------------------------------------------------------------------------
+
+    def enqueue(self, config: Mapping[str, Any]) -> None:
+        """Have a configuration tried next, before new ones of the scheduler; resumes of paused trials come after it.
+
+        May be called before the experiment runs, from callbacks and from other threads. The trial counts like any
+        other for stop criteria. A configuration that was tried before is tried again.
+
+        Args:
+            config: Hyperparameters; missing ones take the mid-point of their domain. Constants may be given if they
+                agree with the space.
+
+        Raises:
+            ConfigSpaceError: If it has an unknown name or a value outside its domain.
+            ExperimentError: If the experiment has ended.
+            TypeError: If it is no mapping.
+        """
+        self._steering.enqueue(config)
+        self.trial_backend.wake()
+
+    def add_result(self, config: Mapping[str, Any], metrics: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Let the scheduler learn from a configuration that was trained elsewhere.
+
+        May be called before the experiment runs, from callbacks and from other threads. Trials are compared with it
+        and its configuration is not suggested any more, but it is no trial: it counts for no stop criterion and is not
+        among the experiment's results.
+
+        Args:
+            config: All hyperparameters; constants may be left out.
+            metrics: What was reported, or a list of reports in the order of their resource. Without a resource it
+                counts as a result at the maximum resource. Values may be NaN. A result at a resource that is not
+                above the last one of its configuration begins another evaluation of it.
+
+        Raises:
+            ConfigSpaceError: If ``config`` lacks a hyperparameter, has an unknown one or a value outside its domain.
+            ExperimentError: If the experiment has ended.
+            TypeError: If an argument has the wrong type.
+            ValueError: If a metric is missing or no number, or the resource cannot be used.
+        """
+        self._steering.add_result(config, metrics)
+        self.trial_backend.wake()
+
     def _context(self) -> ExperimentContext:
         scheduler = self.scheduler
         mode = scheduler.metric_mode()
@@ -232,12 +285,13 @@ class Tuner:
             "resource_attr": scheduler.resource_attr,
             "max_resource": scheduler.max_resource_level,
         }
-        return ExperimentContext(self.n_workers, self.random_seed, objective, interactive=_interactive())
+        interactive = progress_stream() is not None
+        return ExperimentContext(self.n_workers, self.random_seed, objective, interactive=interactive)
 
     def _make_loop(self) -> TuningLoop:
         assert self.journal is not None
         progress = None
-        if _interactive():
+        if (stream := progress_stream()) is not None:
             from sthyper.config_space import non_constant_hyperparameter_keys
             from sthyper.progress import ProgressPrinter
 
@@ -245,6 +299,7 @@ class Tuner:
                 self.print_update_interval,
                 self.scheduler.metric_names(),
                 self.scheduler.metric_mode(),
+                stream=stream,
                 resource_attr=self.scheduler.resource_attr,
                 hyperparameters=non_constant_hyperparameter_keys(self.scheduler.config_space),
                 clock=self._time,
@@ -254,6 +309,7 @@ class Tuner:
             seed=self.random_seed,
             max_failures=self.max_failures,
             count_out_of_memory=self.count_out_of_memory,
+            max_restarts=self.max_restarts,
             asynchronous_scheduling=self.asynchronous_scheduling,
             wait_trial_completion_when_stopping=self.wait_trial_completion_when_stopping,
             start_jobs_without_delay=self.start_jobs_without_delay,
@@ -267,6 +323,7 @@ class Tuner:
                 options=options,
                 status=self.tuning_status,
                 journal=self.journal,
+                steering=self._steering,
                 callbacks=self.callbacks,
                 clock=self._time,
                 progress=progress,
@@ -278,6 +335,7 @@ class Tuner:
         assert self._loop is not None
         if self._loop.state.progress is not None:
             self._loop.state.progress.finish(self.tuning_status)
+        self._steering.close(self.journal)
         self._write_end(self._loop.state.end_reason or "unknown")
         self.trial_backend.close()
         self._tell_end()
@@ -295,6 +353,7 @@ class Tuner:
                 self.journal.append({**line, "reason": "interrupted", "exit_code": None, "tuner_time": self._time()})
                 record.trial.end_reason = "interrupted"
                 self.tuning_status.set_status(trial_id, Status.stopped, by_tuner=True)
+        self._steering.close(self.journal)
         self._write_end(f"{type(error).__name__}: {error}")
         if not at_once:
             self._tell_end()
@@ -317,31 +376,15 @@ class Tuner:
         if errors and sys.exc_info()[1] is None:
             raise errors[0]
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Handle SIGINT, SIGTERM and SIGHUP while the experiment runs, and restore the old handlers."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def _on_first_signal(self, signum: int) -> None:
+        assert self._loop is not None
+        self._loop.request_stop(f"{signal.Signals(signum).name} received")
+        self.trial_backend.on_signal(signum)
 
-        received: list[int] = []
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            assert self._loop is not None
-            received.append(signum)
-            if len(received) > 1:
-                self._loop.abandoned = True
-                self.trial_backend.wake()
-                raise KeyboardInterrupt
-            self._loop.request_stop(f"{signal.Signals(signum).name} received")
-            self.trial_backend.on_signal(signum)
-
-        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _on_second_signal(self) -> None:
+        assert self._loop is not None
+        self._loop.abandoned = True
+        self.trial_backend.wake()
 
     def _time(self) -> float:
         return self._clock.time() if self._clock.started else 0.0
@@ -393,64 +436,6 @@ class Tuner:
         logger.info("best trial is %d; to train it once more: start the script with %s", trial_id, config)
         return trial_id, config
 
-    def _open_journal(self) -> ExperimentJournal:
-        journal = ExperimentJournal(self.tuner_path)
-        now = time.time()
-        journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": self.name, "created": now})
-        journal.append({"type": "metadata", "metadata": self.metadata})
-        journal.append(
-            {
-                "type": "session",
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "n_workers": self.n_workers,
-                "seed": self.random_seed,
-                "time": now,
-            }
-        )
-        return journal
-
-    def _make_metadata(self, metadata: dict[str, Any] | None) -> dict[str, Any]:
-        entry_point = self.trial_backend.entrypoint_path()
-        own = {
-            ST_TUNER_CREATION_TIMESTAMP: time.time(),
-            "entrypoint": None if entry_point is None else entry_point.stem,
-            "backend": type(self.trial_backend).__name__,
-            **self.scheduler.metadata(),
-        }
-        if self.trial_backend_path is not None:
-            own["trial_backend_path"] = str(self.trial_backend_path)
-        if not isinstance(metadata or {}, dict):
-            raise TypeError(f"metadata must be a dict, got {metadata!r}")
-        result = dict(metadata or {})
-        for key, value in result.items():
-            if key in own or key == ST_TUNER_START_TIMESTAMP:
-                warnings.warn(f"metadata entry {key!r} is overwritten: the name is the tuner's own", stacklevel=3)
-            try:
-                json.dumps(value, allow_nan=False)
-            except (TypeError, ValueError):
-                raise TypeError(f"metadata entry {key!r} cannot be written as JSON: {value!r}") from None
-        return {**result, **own}
-
     def _write_metadata(self) -> None:
         self.metadata[ST_TUNER_START_TIMESTAMP] = time.time()
         write_atomically(self.tuner_path / ST_METADATA_FILENAME, json.dumps(self.metadata, indent=1))
-
-    def _make_name(self, tuner_name: str | None, suffix: bool) -> str:
-        if tuner_name is None:
-            entry_point = self.trial_backend.entrypoint_path()
-            base = sanitize_name(entry_point.stem) if entry_point is not None else "tuning"
-        else:
-            check_valid_name(tuner_name)
-            base = tuner_name
-        return name_from_base(base) if suffix else base
-
-
-def _interactive() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get(ENV_QUIET) != "1"
-
-
-def _draw_seed() -> int:
-    import numpy as np
-
-    return int(np.random.SeedSequence().generate_state(1, dtype=np.uint32)[0]) % (2**31 - 1)

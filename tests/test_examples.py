@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,54 @@ def test_digits_with_checkpoints(tmp_path: Path) -> None:
     assert str(experiment.best_checkpoint) in out
 
 
+def test_tune_command(tmp_path: Path) -> None:
+    if shutil.which("awk") is None:
+        pytest.skip("no awk")
+    out = run("tune_command.py", cwd=tmp_path)
+    found = re.match(r"best configuration: trial (\d+), loss (\S+) after epoch 27\n", out)
+    assert found is not None, out
+    assert float(found[2]) < 0.02
+    experiment = load_experiment("fit-sine")
+    assert experiment.best_trial_id == int(found[1])
+    assert f"weights: {experiment.best_checkpoint}\n" in out
+    # Nothing is trained twice, nothing in vain: the weights are those of the last report.
+    for trial_id in experiment.trials:
+        reports = experiment.results.query(f"trial_id == {trial_id}")["epoch"].tolist()
+        assert reports == list(range(1, len(reports) + 1))
+        weights = experiment.path / "trials" / str(trial_id) / "checkpoints" / "weights"
+        assert int(weights.read_text().split()[0]) == len(reports)
+    by_hand = subprocess.run(
+        ["awk", "-v", "lr=0.3", "-v", "momentum=0.9", "-v", "degree=5", "-v", "epochs=3", "-f", "fit_sine.awk"],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert by_hand.stdout.count("[tune-metric]") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_lightning_ddp(tmp_path: Path) -> None:
+    out = run("lightning_ddp.py", cwd=tmp_path, timeout=110.0)
+    found = re.search(
+        r"best configuration: trial (\d+), accuracy (\d\.\d{3}) after epoch \d+\ncheckpoint .*: (.*)$", out
+    )
+    assert found is not None, out
+    assert float(found[2]) > 0.9
+    assert Path(found[3]).exists()
+    experiment = load_experiment("lightning-ddp")
+    assert len(experiment.trials) == 4
+    assert {trial.runs for trial in experiment.trials.values()} == {1, 2, 3}
+    for trial_id in experiment.trials:
+        epochs = experiment.results.query(f"trial_id == {trial_id}")["epoch"].tolist()
+        assert epochs == list(range(1, len(epochs) + 1))
+    completed = [i for i, trial in experiment.trials.items() if trial.status.value == "Completed"]
+    for trial_id in experiment.trials:
+        tested = (experiment.path / "trials" / str(trial_id) / "std.out").read_text().count("test/acc")
+        assert tested == (1 if trial_id in completed else 0)
+
+
 def test_train_digits_by_hand(tmp_path: Path) -> None:
     out = run("train_digits.py", "--epochs", "2", "--lr", "0.01", "--width", "32", "--dropout", "0.1", cwd=tmp_path)
     assert out.count("[tune-metric]") == 2
@@ -88,3 +137,32 @@ def test_custom_scheduler(tmp_path: Path) -> None:
     (experiment,) = (load_experiment(p.name) for p in Path(os.environ["STHYPER_FOLDER"]).iterdir())
     decisions = set(experiment.results["st_decision"])
     assert decisions == {"CONTINUE", "STOP"}
+
+
+def test_tune_function(tmp_path: Path) -> None:
+    out = run("tune_function.py", "--trials", "8", cwd=tmp_path)
+    found = re.match(r"best configuration: trial \d+, accuracy (\d\.\d{3})\n  lr: ", out)
+    assert found is not None, out
+    assert float(found[1]) > 0.9
+    (experiment,) = (load_experiment(p.name) for p in Path(os.environ["STHYPER_FOLDER"]).iterdir())
+    assert experiment.name.startswith("train-")
+    assert len(experiment.trials) == 8
+
+
+@pytest.mark.slow
+def test_tune_function_inline(tmp_path: Path) -> None:
+    out = run("tune_function.py", "--launch", "inline", "--n_workers", "1", "--trials", "2", cwd=tmp_path)
+    assert out.startswith("best configuration: trial ")
+
+
+def test_ask_tell(tmp_path: Path) -> None:
+    out = run("ask_tell.py", "--trials", "12", "--restart_after", "6", cwd=tmp_path)
+    decisions = re.findall(r"^trial +(\d+): from epoch +(\d+): (\w+)$", out, re.MULTILINE)
+    assert {d for _, _, d in decisions} == {"PAUSE", "STOP"}
+    assert {int(epoch) for _, epoch, _ in decisions} == {1, 2, 4, 10}  # resumed after the rung levels 1, 3 and 9
+    accuracy = re.search(r"^test accuracy: (\d\.\d{3})$", out, re.MULTILINE)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 0.9
+    # Saved and loaded in the middle, the search goes on as if nothing had happened.
+    whole = run("ask_tell.py", "--trials", "12", "--restart_after", "0", cwd=tmp_path)
+    assert [line for line in out.splitlines() if not line.startswith("---")] == whole.splitlines()

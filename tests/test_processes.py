@@ -475,12 +475,13 @@ def test_a_dead_rank_ends_its_trial(write: Callable[..., Path]) -> None:
         report(loss=1.0)
         time.sleep(600)
     """)
-    tuner = make_tuner(script, random_search(), n_workers=1, n_trials=1, max_failures=9)
+    tuner = make_tuner(script, random_search(), n_workers=1, n_trials=1, max_failures=9, max_restarts=0)
     start = time.monotonic()
     experiment = tuner.run()
     assert time.monotonic() - start < 15.0
     assert experiment.trials[0].status == "Failed"
-    assert experiment.trials[0].end_reason == "rank 1 died"
+    assert experiment.trials[0].runs == 1
+    assert experiment.trials[0].end_reason == "killed (rank 1 died)"
 
 
 def test_a_worker_is_free_only_when_all_processes_of_its_trial_are_gone(write: Callable[..., Path]) -> None:

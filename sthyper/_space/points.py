@@ -8,7 +8,7 @@ from typing import Any
 from sthyper._space.domains import Domain
 from sthyper.errors import ConfigSpaceError, closest
 
-__all__ = ["impute_points_to_evaluate"]
+__all__ = ["complete_config", "impute_points_to_evaluate"]
 
 
 def impute_points_to_evaluate(
@@ -39,13 +39,35 @@ def impute_points_to_evaluate(
     domains = {k: d for k, d in config_space.items() if isinstance(d, Domain)}
     points: dict[tuple[str, ...], dict[str, Any]] = {}
     for position, given in enumerate(points_to_evaluate):
-        where = f"points_to_evaluate[{position}]"
-        if not isinstance(given, Mapping):
-            raise TypeError(f"{where} must be a mapping, got {given!r}")
-        _check_names(where, given, config_space)
-        point = {k: _value(where, k, d, given) for k, d in domains.items()}
+        point = complete_config(given, config_space, f"points_to_evaluate[{position}]")
         points.setdefault(tuple(d.match_string(point[k]) for k, d in domains.items()), point)
     return list(points.values())
+
+
+def complete_config(
+    given: Mapping[str, Any], config_space: Mapping[str, Any], where: str, partial: bool = True
+) -> dict[str, Any]:
+    """Return the hyperparameters of a configuration that a user gave, cast to the types of their domains.
+
+    Args:
+        given: The configuration. Constants of the space may be given if they agree; they are dropped.
+        config_space: The configuration space.
+        where: What to call the configuration in messages.
+        partial: Whether missing hyperparameters take the mid-point of their domain; otherwise they are an error.
+
+    Raises:
+        ConfigSpaceError: If a name is unknown, a value lies outside its domain, a constant disagrees, or a
+            hyperparameter is missing that must not be.
+        TypeError: If it is no mapping.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{where} must be a mapping, got {given!r}")
+    _check_names(where, given, config_space)
+    domains = {k: d for k, d in config_space.items() if isinstance(d, Domain)}
+    missing = [k for k in domains if k not in given]
+    if missing and not partial:
+        raise ConfigSpaceError(f"{where} lacks {', '.join(missing)}")
+    return {k: _value(where, k, d, given) for k, d in domains.items()}
 
 
 def _check_names(where: str, given: Mapping[str, Any], config_space: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from sthyper.errors import ExperimentError, closest
 from sthyper.results_callback import StoreResultsCallback
 from sthyper.tuner_callback import TunerCallback
 
-__all__ = ["check_count", "check_process", "metric_name", "with_results"]
+__all__ = ["check_count", "check_process", "check_seconds", "check_switches", "metric_name", "with_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,20 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_switches(**switches: Any) -> None:
+    """Raise unless all arguments, given by their names, are bools."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_seconds(**durations: Any) -> None:
+    """Raise unless all arguments, given by their names, are finite numbers of seconds of at least 0."""
+    for name, value in durations.items():
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a number of seconds >= 0, got {value!r}")
 
 
 def with_results(callbacks: Sequence[TunerCallback] | None) -> list[TunerCallback]:

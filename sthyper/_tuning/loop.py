@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 
 from sthyper._tuning.outcomes import Outcomes
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.suggestions import Suggestions
+from sthyper.backend._preload import loading_message
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
 from sthyper.stopping_criterion import StoppingCriterion
 
@@ -47,6 +47,7 @@ class TuningLoop:
                 callback.on_loop_start()
             if self.interrupt is not None and not state.ending:
                 self._end_by_interrupt(self.interrupt)
+            state.steering.take_in(state.journal)
             self._suggestions.fill_workers()
             if self._is_over():
                 return
@@ -93,13 +94,16 @@ class TuningLoop:
         if self._suggestions.waiting:
             return False
         if self._suggestions.kept_back is not None:
-            state.end_reason = "max_num_trials_started is reached"
-            return True
-        if self._suggestions.exhausted:
-            state.end_reason = "the scheduler has nothing left to suggest"
-            logger.info("The scheduler has nothing left to suggest and all trials have ended.")
-            return True
-        return False
+            reason = "max_num_trials_started is reached"
+        elif self._suggestions.exhausted:
+            reason = "the scheduler has nothing left to suggest"
+        else:
+            return False
+        if not state.steering.close_unless_enqueued():
+            return False
+        state.end_reason = reason
+        logger.info("all trials have ended: %s", reason)
+        return True
 
     def _handle(self, event: TrialEvent) -> None:
         if isinstance(event, ReportEvent):
@@ -115,10 +119,9 @@ class TuningLoop:
         if event.kind == "process":
             state.journal.append({"type": "process", "trial_id": event.trial_id, "run": event.run, **event.data})
         elif event.kind == "preloading":
-            tops = dict.fromkeys(name.partition(".")[0] for name in event.data["modules"])
-            packages = [top for top in tops if top not in sys.stdlib_module_names and top != "sthyper"]
-            if state.progress is not None and packages:
-                state.progress.message(f"loading {', '.join(packages)} once for all trials ...")
+            message = loading_message(event.data["modules"])
+            if state.progress is not None and message is not None:
+                state.progress.message(message)
         elif event.kind == "interrupt":
             self.interrupt = self.interrupt or "KeyboardInterrupt in the trial"
         elif event.kind == "ready":

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from sthyper._tuning.final_checkpoints import FinalCheckpoints
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
 from sthyper.backend._runs import read_tail
@@ -20,16 +21,13 @@ from sthyper.constants import (
     ST_TUNER_TIME,
 )
 from sthyper.errors import ExperimentError, ReportError, TrialFailed
-from sthyper.trial import OUT_OF_MEMORY, SchedulerDecision, Status
+from sthyper.trial import OUT_OF_MEMORY, SchedulerDecision, Status, was_killed
 
 __all__ = ["Outcomes"]
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 2
-"""Times that a trial is run again after it was killed from outside."""
 ENOUGH_OUT_OF_MEMORY = 5
-NO_REPORT = "no report: the script ended without one; call Reporter()(metric=...) at least once"
 
 
 class Outcomes:
@@ -45,6 +43,7 @@ class Outcomes:
     def __init__(self, state: ExperimentState, restart: Callable[[TrialRecord, Cause], None]) -> None:
         self.state = state
         self._restart = restart
+        self._final_checkpoints = FinalCheckpoints(state.backend, state.scheduler)
         self._failures = 0
         self._first_failure = ""
         self._out_of_memory = 0
@@ -78,6 +77,7 @@ class Outcomes:
                 )
             self._answer(event, answer, None, counted=False)
         elif kind is ReportKind.ignored:
+            self.state.scheduler.on_trial_repeat(record.trial, event.metrics)
             self._answer(event, SchedulerDecision.CONTINUE, "IGNORED", counted=False)
         else:
             self._decide(event, record, resource)
@@ -118,8 +118,10 @@ class Outcomes:
         answer, completes = settle_decision(decision, resource, maximum, scheduler.max_resource_attr)
         record.completes = record.completes or completes
         self._book(event, record, result, resource, answer)
-        self._answer(event, answer, decision, counted=True, resource=None if result is event.metrics else resource)
-        self._notify(event, record, result, decision, answer)
+        columns = scheduler.result_columns()
+        moved_to = None if result is event.metrics else resource
+        self._answer(event, answer, decision, counted=True, resource=moved_to, columns=columns)
+        self._notify(event, record, result | columns if columns else result, decision, answer)
         if answer != SchedulerDecision.CONTINUE:
             self._carry_out(record, answer, result)
         elif not record.completes:
@@ -139,6 +141,7 @@ class Outcomes:
             record.largest = largest if record.largest is None else max(record.largest, largest)
             record.trial.last_resource = record.largest
         self.state.status.add_result(event.trial_id, result)
+        self._final_checkpoints.on_report(event.trial_id, result)
 
     def _notify(
         self, event: ReportEvent, record: TrialRecord, result: dict[str, Any], decision: str, answer: str
@@ -176,13 +179,21 @@ class Outcomes:
         self._carry_out(record, SchedulerDecision.STOP, event.metrics)
 
     def _answer(
-        self, event: ReportEvent, answer: str, decision: str | None, counted: bool, resource: float | None = None
+        self,
+        event: ReportEvent,
+        answer: str,
+        decision: str | None,
+        counted: bool,
+        resource: float | None = None,
+        columns: dict[str, Any] | None = None,
     ) -> None:
         rest: dict[str, Any] = {"decision": answer, "scheduler_decision": decision, "counted": counted}
         if counted:
             rest["milestone"] = self.state.records[event.trial_id].milestone
         if resource is not None:
             rest["resource"] = resource  # the report counted as that of its milestone
+        if columns:
+            rest["columns"] = columns
         self._journal_event("decision", event, rest)
         self.state.backend.answer(event, answer)
 
@@ -212,7 +223,7 @@ class Outcomes:
         elif record.order is None and self._should_restart(record, event):
             return
         elif status == Status.completed and record.counted == 0:
-            status, reason = Status.failed, NO_REPORT
+            status, reason = Status.failed, self.state.backend.no_report
             tail = read_tail(self.state.backend.trial_path(event.trial_id) / ST_STDERR_FILENAME)
         record.trial.end_reason = reason
         self.state.status.set_status(event.trial_id, status, by_tuner=by_tuner)
@@ -229,6 +240,8 @@ class Outcomes:
         )
         self._tell_scheduler_of_end(record, status)
         self._show_end(record, status, reason)
+        if not by_tuner and status != Status.paused:
+            self._final_checkpoints.on_final_end(event.trial_id)
         if status == Status.failed:
             self._count_failure(record, reason or "unknown", tail)
         else:
@@ -242,7 +255,7 @@ class Outcomes:
         if event.reason == Cause.supervisor_lost.value:
             self._journal_restart(record, event)
             self._restart(record, Cause.supervisor_lost)
-        elif event.reason == Cause.killed.value and record.restarts < MAX_RESTARTS and not record.completes:
+        elif was_killed(event.reason) and record.restarts < self.state.options.max_restarts and not record.completes:
             record.restarts += 1
             self._journal_restart(record, event)
             self._restart(record, Cause.killed)

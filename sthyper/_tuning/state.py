@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sthyper._tuning.steering import Steering
 from sthyper._tuning.trial_record import TrialRecord
 from sthyper.backend.base import ReportEvent, TrialBackend
 from sthyper.journal import ExperimentJournal
@@ -32,6 +33,7 @@ class LoopOptions:
     seed: int
     max_failures: int
     count_out_of_memory: bool
+    max_restarts: int
     asynchronous_scheduling: bool
     wait_trial_completion_when_stopping: bool
     start_jobs_without_delay: bool
@@ -49,6 +51,7 @@ class ExperimentState:
         options: Numbers and switches.
         status: Counts and statistics for criteria and users.
         journal: The record.
+        steering: What the user puts in from outside.
         callbacks: The user's hooks.
         clock: Seconds that the tuner has run.
         progress: Talks to the terminal, ``None`` without one.
@@ -68,6 +71,7 @@ class ExperimentState:
     options: LoopOptions
     status: TuningStatus
     journal: ExperimentJournal
+    steering: Steering
     callbacks: Sequence[TunerCallback]
     clock: Callable[[], float]
     progress: ProgressPrinter | None = None

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Suggestions:
-    """Asks the scheduler for free workers, and starts and resumes trials.
+    """Asks the scheduler for free workers, and starts and resumes trials; enqueued configurations come first.
 
     The slow part of a suggestion runs in a worker thread, so that answers to reports never wait for it.
 
@@ -63,9 +63,16 @@ class Suggestions:
         return self.state.options.n_workers - len(self.state.backend.busy_trial_ids())
 
     def _may_ask(self) -> bool:
-        if self._nothing_new or self.exhausted:
+        return not self.exhausted and self.kept_back is None and self._may_use_worker()
+
+    def _may_start_enqueued(self) -> bool:
+        if not self.state.steering.queue or not self._may_use_worker():
             return False
-        if self.kept_back is not None or self._free_workers() <= len(self._held):
+        criterion = self.state.criterion
+        return not isinstance(criterion, StoppingCriterion) or criterion.may_start_new(self.state.status)
+
+    def _may_use_worker(self) -> bool:
+        if self._nothing_new or self._free_workers() <= len(self._held):
             return False
         if not self.state.options.asynchronous_scheduling and self._batch <= 0:
             if self.state.busy:
@@ -92,6 +99,8 @@ class Suggestions:
                 pending, future = self._pending, self._future
                 self._pending = self._future = None
                 self._received(pending.finish(future.result()))
+            elif self._may_start_enqueued():
+                self._start_enqueued()
             elif self._may_ask():
                 self._ask()
             else:
@@ -101,6 +110,14 @@ class Suggestions:
     def _nothing_new(self) -> bool:
         """Whether the experiment has begun to end, so that nothing is started or resumed any more."""
         return self.state.ending or self.state.draining
+
+    def _start_enqueued(self) -> None:
+        enqueued = self.state.steering.queue.popleft()
+        self._asks += 1
+        trial_id = self.state.backend.new_trial_id()
+        suggestion = self.state.scheduler.suggest_enqueued(trial_id, dict(enqueued.config))
+        self._journal_suggestion(suggestion, enqueued=enqueued.number)
+        self._start(suggestion)
 
     def _ask(self) -> None:
         self._asks += 1
@@ -124,17 +141,18 @@ class Suggestions:
         # A daemon: after Ctrl-C nobody waits for a suggestion.
         threading.Thread(target=work, name="sthyper-suggest", daemon=True).start()
 
+    def _journal_suggestion(self, suggestion: TrialSuggestion | None, enqueued: int | None = None) -> None:
+        line = {
+            "type": "suggestion",
+            "n": self._asks,
+            "action": "none" if suggestion is None else "start" if suggestion.spawn_new_trial_id else "resume",
+            "config": None if suggestion is None else suggestion.config,
+            "checkpoint_trial_id": None if suggestion is None else suggestion.checkpoint_trial_id,
+        }
+        self.state.journal.append(line if enqueued is None else {**line, "enqueued": enqueued})
+
     def _received(self, suggestion: TrialSuggestion | None) -> None:
-        action = "none" if suggestion is None else "start" if suggestion.spawn_new_trial_id else "resume"
-        self.state.journal.append(
-            {
-                "type": "suggestion",
-                "n": self._asks,
-                "action": action,
-                "config": None if suggestion is None else suggestion.config,
-                "checkpoint_trial_id": None if suggestion is None else suggestion.checkpoint_trial_id,
-            }
-        )
+        self._journal_suggestion(suggestion)
         if suggestion is None:
             # Not final while trials run, nor if one has ended meanwhile: it may be promoted.
             self.exhausted = self._ends == self._ends_at_ask
@@ -213,6 +231,7 @@ class Suggestions:
 
     def _begin_run(self, record: TrialRecord, cause: Cause) -> None:
         record.begin_run(record.run + 1, cause)
+        self.state.scheduler.on_trial_resume(record.trial)
         self.state.busy += 1
         self._batch -= 1
         self.state.status.set_status(record.trial.trial_id, Status.in_progress)

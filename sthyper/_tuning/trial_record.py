@@ -1,12 +1,13 @@
-"""What the tuner keeps of a trial, and the rule which of its reports count."""
+"""What the tuner keeps of a trial."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any
 
-from sthyper.trial import SchedulerDecision, Trial
+from sthyper.schedulers.reports import ReportKind, judge_report, resource_of, settle_decision
+from sthyper.trial import Trial
 
 __all__ = ["Cause", "ReportKind", "TrialRecord", "judge_report", "resource_of", "settle_decision"]
 
@@ -24,16 +25,6 @@ class Cause(StrEnum):
     def is_restart(self) -> bool:
         """Whether an earlier run ended before its time."""
         return self in (Cause.killed, Cause.supervisor_lost)
-
-
-class ReportKind(Enum):
-    """How a report is treated."""
-
-    counts = 0
-    repeats = 1
-    """Another report of this run at a resource that was reported before: answered like the first."""
-    ignored = 2
-    """A later run trains again what an earlier one reported: answered CONTINUE."""
 
 
 @dataclass(slots=True)
@@ -88,49 +79,3 @@ class TrialRecord:
         self.in_run = {}
         self.counted_in_run = 0
         self.bad_report = None
-
-
-def judge_report(record: TrialRecord, resource: float | None) -> ReportKind:
-    """Decide how a report counts.
-
-    Args:
-        record: The trial.
-        resource: Its resource, ``None`` for schedulers without one.
-    """
-    if resource is None:
-        return ReportKind.counts
-    if resource in record.in_run:
-        return ReportKind.repeats
-    if record.run > 0 and record.largest is not None and resource <= record.largest:
-        return ReportKind.ignored
-    return ReportKind.counts
-
-
-def resource_of(metrics: dict[str, Any], resource_attr: str | None) -> float | None:
-    """Return the resource of a report, ``None`` if there is none or the scheduler has to complain about it."""
-    if resource_attr is None:
-        return None
-    value = metrics.get(resource_attr)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        return None
-    return value
-
-
-def settle_decision(
-    decision: str, resource: float | None, max_resource_level: int | None, max_resource_attr: str | None
-) -> tuple[str, bool]:
-    """Return the answer to a report, and whether the trial counts as completed whatever ends it now.
-
-    The maximum is no stop: where the script knows it (``max_resource_attr``) it goes on to what comes after its loop.
-
-    Args:
-        decision: The scheduler's decision.
-        resource: Resource of the report.
-        max_resource_level: The scheduler's maximum.
-        max_resource_attr: Name of the maximum in the configuration.
-    """
-    if decision == SchedulerDecision.CONTINUE or resource is None or max_resource_level is None:
-        return decision, False
-    if resource == max_resource_level and max_resource_attr is not None:
-        return SchedulerDecision.CONTINUE, True
-    return decision, resource >= max_resource_level and decision == SchedulerDecision.STOP

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sthyper._tuning.trial_record import settle_decision
+from sthyper.errors import ReportError
 from sthyper.journal import read_journal
 from sthyper.schedulers.base import PendingSuggestion, TrialScheduler
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
@@ -66,10 +68,13 @@ class _Replay:
         self.last: dict[int, dict[str, Any]] = {}
         self.completes: set[int] = set()
         self.begun: TrialSuggestion | PendingSuggestion | None = None
+        self.enqueued: dict[int, dict[str, Any]] = {}
         self.differences: list[str] = []
 
     def run(self, records: Iterable[dict[str, Any]]) -> list[str]:
         handlers = {
+            "enqueue": self._enqueue,
+            "added_result": self._added_result,
             "ask": self._ask,
             "suggestion": self._suggestion,
             "start": self._start,
@@ -85,12 +90,24 @@ class _Replay:
                 self.differences.append(f"line {number}: {problem}")
         return self.differences
 
+    def _enqueue(self, record: dict[str, Any]) -> None:
+        self.enqueued[record["n"]] = record["config"]
+
+    def _added_result(self, record: dict[str, Any]) -> None:
+        # What the scheduler cannot use is passed over, as by the tuner.
+        with contextlib.suppress(ReportError):
+            self.scheduler.add_result(record["trial_id"], record["config"], record["metrics"])
+
     def _ask(self, record: dict[str, Any]) -> None:
         self.begun = self.scheduler.begin_suggest(len(self.trials))
 
     def _suggestion(self, record: dict[str, Any]) -> str | None:
-        begun = self.begun
-        made = begun.finish(begun.compute()) if isinstance(begun, PendingSuggestion) else begun
+        if "enqueued" in record:
+            config = self.enqueued.pop(record["enqueued"])
+            made: TrialSuggestion | None = self.scheduler.suggest_enqueued(len(self.trials), config)
+        else:
+            begun = self.begun
+            made = begun.finish(begun.compute()) if isinstance(begun, PendingSuggestion) else begun
         if made is None:
             got: tuple[Any, ...] = ("none", None, None)
         else:
@@ -105,15 +122,18 @@ class _Replay:
 
     def _resume(self, record: dict[str, Any]) -> None:
         self.trials[record["trial_id"]].config = record["config"]
+        self.scheduler.on_trial_resume(self.trials[record["trial_id"]])
 
     def _report(self, record: dict[str, Any]) -> None:
         self.reports[_key(record)] = record["metrics"]
 
     def _decision(self, record: dict[str, Any]) -> str | None:
         metrics = self.reports.pop(_key(record))
-        if not record["counted"]:
-            return None
         scheduler, trial = self.scheduler, self.trials[record["trial_id"]]
+        if not record["counted"]:
+            if record["scheduler_decision"] == "IGNORED":
+                scheduler.on_trial_repeat(trial, metrics)
+            return None
         if "resource" in record:
             assert scheduler.resource_attr is not None
             metrics = {**metrics, scheduler.resource_attr: record["resource"]}
@@ -128,6 +148,9 @@ class _Replay:
         if answer != SchedulerDecision.CONTINUE and trial.trial_id not in self.completes:
             scheduler.on_trial_remove(trial)
         recorded = (record["scheduler_decision"], record["decision"])
+        columns = record.get("columns", {})
+        if scheduler.result_columns() != columns:
+            return f"trial {trial.trial_id} at {metrics}: columns were {columns}, are now {scheduler.result_columns()}"
         if (decision, answer) != recorded:
             return (
                 f"trial {trial.trial_id} at {metrics}: decision and answer were {recorded}, are now {decision, answer}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sthyper.config_space import choice, finrange, loguniform, randint, sample_config
+from sthyper.config_space import Domain, choice, finrange, loguniform, randint, sample_config
 from sthyper.errors import ReportError
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.testing._checks import check_config, check_plain, copies_of_state, global_generators_untouched
@@ -165,6 +165,65 @@ class SchedulerConformance(ABC):
         for gone in (0, 1, 2):
             assert next_one.spawn_new_trial_id or next_one.checkpoint_trial_id != gone, f"trial {gone} has ended"
 
+    # ---- steering ------------------------------------------------------------------------------------
+
+    def test_enqueued_configurations_start_as_they_are(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 15)
+        wanted = sample_config(self.config_space, 70)
+        for trial_id in (0, 1):  # the second time on purpose
+            given = dict(wanted)
+            suggestion = scheduler.suggest_enqueued(trial_id, given)
+            assert suggestion.spawn_new_trial_id, f"an enqueued configuration is a new trial, got: {suggestion}"
+            assert suggestion.config is not None
+            check_config(suggestion.config, self.config_space, scheduler.max_resource_attr)
+            found = {name: suggestion.config[name] for name in wanted}
+            assert found == wanted, f"the enqueued configuration {wanted} became {found}"
+            suggestion.config.clear()
+            assert given == wanted, "the enqueued configuration was changed"
+            self._train(scheduler, self._add(scheduler, trial_id, wanted), 9)
+        assert scheduler.suggest(2) is not None, "nothing was suggested after enqueued configurations"
+
+    def test_enqueued_and_added_configurations_are_not_suggested(self) -> None:
+        if self.repeats_configurations:
+            return
+        scheduler = self.make_scheduler(self.small_space, 16)
+        known: list[dict[str, Any]] = [{"a": "y", "b": 2}, {"a": "z", "b": 1}]
+        scheduler.suggest_enqueued(0, dict(known[0]))
+        self._train(scheduler, self._add(scheduler, 0, known[0]), 9)
+        scheduler.add_result(-1, dict(known[1]), self._added(scheduler, known[1], 9))
+        for trial_id in range(1, 6):
+            suggestion = scheduler.suggest(trial_id)
+            if suggestion is None or not suggestion.spawn_new_trial_id:
+                break
+            assert suggestion.config is not None
+            config = {name: suggestion.config[name] for name in ("a", "b")}
+            assert config not in known, f"{config} was suggested, but was enqueued or its result added before"
+            known.append(config)
+            self._train(scheduler, self._add(scheduler, trial_id, config), 9)
+
+    def test_added_results_are_taken(self) -> None:
+        scheduler = self.make_scheduler(self.config_space, 17)
+        self._add_results(scheduler)
+        # The simulation fails when a trial is resumed that never started.
+        events = drive(scheduler)
+        assert {e.trial_id for e in events if e.kind == "start"} == set(range(20))
+
+    def test_added_results_and_enqueued_configurations_belong_to_the_state(self) -> None:
+        scheduler, twin = (self.make_scheduler(self.config_space, 18) for _ in range(2))
+        self._add_results(scheduler)
+        config = sample_config(self.config_space, 71)
+        scheduler.suggest_enqueued(0, dict(config))
+        self._train(scheduler, self._add(scheduler, 0, config), 9)
+        for _, state in copies_of_state(scheduler.state_dict()):
+            twin.load_state_dict(state)
+        suggestions = [[s.suggest(1), s.suggest(2)] for s in (scheduler, twin)]
+        assert suggestions[0] == suggestions[1], "after added results a restored scheduler suggests otherwise"
+        first = suggestions[0][0]
+        if first is not None and first.spawn_new_trial_id:
+            config = dict(first.config or {})
+            decisions = [self._train(s, self._add(s, 1, config), 9) for s in (scheduler, twin)]
+            assert decisions[0] == decisions[1], "after added results a restored scheduler decides otherwise"
+
     # ---- seeds and state -----------------------------------------------------------------------------
 
     def test_same_seed_same_events(self) -> None:
@@ -228,12 +287,40 @@ class SchedulerConformance(ABC):
         assert suggestion is not None, f"suggest({trial_id}) returned None"
         assert suggestion.spawn_new_trial_id, f"a new trial was expected, got: {suggestion}"
         assert suggestion.config is not None
-        config = dict(suggestion.config)
-        if scheduler.max_resource_attr is not None:
-            config[scheduler.max_resource_attr] = self.config_space[scheduler.max_resource_attr]
-        trial = Trial(trial_id, config, datetime(2020, 1, 1))
+        return self._add(scheduler, trial_id, suggestion.config)
+
+    def _add(self, scheduler: TrialScheduler, trial_id: int, config: Mapping[str, Any]) -> Trial:
+        """Start a trial by hand, with the constants of the space."""
+        constants = {k: v for k, v in scheduler.config_space.items() if not isinstance(v, Domain)}
+        trial = Trial(trial_id, {**config, **constants}, datetime(2020, 1, 1))
         scheduler.on_trial_add(trial)
         return trial
+
+    def _train(self, scheduler: TrialScheduler, trial: Trial, epochs: int) -> list[str]:
+        """Let a trial report until it is to end, and return the decisions."""
+        curve = toy_curve(scheduler)
+        decisions = []
+        for resource in range(1, epochs + 1):
+            decisions.append(self._report(scheduler, trial, curve, resource))
+            if decisions[-1] != SchedulerDecision.CONTINUE and resource < epochs:
+                scheduler.on_trial_remove(trial)
+                return decisions
+        scheduler.on_trial_complete(trial, self._result(scheduler, trial, curve, epochs))
+        return decisions
+
+    def _added(self, scheduler: TrialScheduler, config: dict[str, Any], resource: int) -> dict[str, Any]:
+        return {**toy_curve(scheduler)(config, resource), scheduler.resource_attr or "epoch": resource}
+
+    def _add_results(self, scheduler: TrialScheduler) -> None:
+        """Add good results, poor ones and such that are not finite, under negative ids."""
+        for number in range(1, 9):
+            config = sample_config(self.config_space, 50 + number)
+            for resource in range(1, 10):
+                result = self._added(scheduler, config, resource)
+                value = (math.nan, math.inf, -math.inf, -9.0, 9.0)[number] if number < 5 else None
+                if value is not None:
+                    result |= dict.fromkeys(scheduler.metric_names(), value)
+                scheduler.add_result(-number, dict(config), result)
 
     def _result(self, scheduler: TrialScheduler, trial: Trial, curve: Curve, resource: int) -> dict[str, Any]:
         return {**curve(trial.config, resource), scheduler.resource_attr or "epoch": resource}

@@ -125,6 +125,21 @@ class SearcherConformance(ABC):
         searcher.on_trial_result("300", config, {"loss": math.nan, "epoch": 1}, True)
         assert searcher.get_config("5") is not None, "nothing was suggested after foreign results"
 
+    def test_pending_and_added_configurations_do_not_come_again(self) -> None:
+        if self.repeats_configurations:
+            return
+        searcher = self._make(self.small_space, 11, [])
+        known: list[dict[str, Any]] = [{"a": "z", "b": 2}, {"a": "x", "b": 1}]
+        searcher.register_pending(0, dict(known[0]))  # the user enqueued it
+        searcher.on_trial_result(-1, dict(known[1]), {"loss": 0.3, "epoch": 9}, True)
+        for number in range(1, 5):
+            config = searcher.get_config(number)
+            assert config is not None, f"only {number - 1} of 4 configurations were suggested that are not known"
+            assert config not in known, f"suggestion {number} is {config}, which is known"
+            known.append(dict(config))
+            self._learn(searcher, number, dict(config))
+        assert searcher.get_config(5) is None, "all 6 configurations are known, and another was suggested"
+
     def test_hooks_may_come_in_any_order(self) -> None:
         searcher = self._make(self.config_space, 6)
         config = searcher.get_config("0")

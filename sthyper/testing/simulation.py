@@ -149,6 +149,7 @@ class TrialSimulation:
         if suggestion.config is not None:
             run.trial.config = self._full({**run.trial.config, **suggestion.config})
         config = None if suggestion.config is None else dict(suggestion.config)
+        self.scheduler.on_trial_resume(run.trial)
         self.events.append(SimulatedEvent("resume", run.trial.trial_id, run.resource, config=config))
         self._schedule(run.trial)
 

@@ -92,8 +92,7 @@ class _Promotion(ASHA):
 
 class _StateLacksRungs(_Promotion):
     def state_dict(self) -> dict[str, Any]:
-        empty = _Promotion(self.config_space, 0).rung_system.state_dict()
-        return super().state_dict() | {"rung_system": empty}
+        return super().state_dict() | {"brackets": _Promotion(self.config_space, 0).terminator.state_dict()}
 
 
 class _StateHasTuples(_Promotion):
@@ -104,7 +103,7 @@ class _StateHasTuples(_Promotion):
 class _StateIsAlive(_Promotion):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        state["rung_system"]["rungs"][0]["entries"] = self.rung_system.rungs[0]._entries
+        state["brackets"]["rung_systems"][0]["rungs"][0]["entries"] = self.rung_system.rungs[0]._entries
         return state
 
 
@@ -167,6 +166,42 @@ class _ForgetsNobody(_Promotion):
         del self._records[trial.trial_id]
 
 
+class _ChangesTheQueue(_Promotion):
+    def suggest_enqueued(self, trial_id: int, config: dict[str, Any]) -> TrialSuggestion:
+        return super().suggest_enqueued(trial_id, {**config, "width": 8})
+
+
+class _KeepsQueueFromSearcher(_Promotion):
+    def suggest_enqueued(self, trial_id: int, config: dict[str, Any]) -> TrialSuggestion:
+        return self._completed(TrialSuggestion.start_suggestion(config))
+
+    def on_trial_result(self, trial: Trial, result: dict[str, Any]) -> str:
+        return SchedulerDecision.CONTINUE
+
+    def on_trial_complete(self, trial: Trial, result: dict[str, Any]) -> None:
+        pass
+
+
+class _PromotesAdded(_Promotion):
+    def add_result(self, trial_id: int, config: dict[str, Any], result: dict[str, Any]) -> None:
+        self.added = trial_id
+
+    def _suggest(self, trial_id: int) -> TrialSuggestion | None:
+        added, self.added = getattr(self, "added", None), None
+        return super()._suggest(trial_id) if added is None else TrialSuggestion.resume_suggestion(added)
+
+
+class _StateLacksAdded(_Promotion):
+    def state_dict(self) -> dict[str, Any]:
+        brackets = super().state_dict()["brackets"]
+        for rung in brackets["rung_systems"][0]["rungs"]:
+            rung["entries"] = [entry for entry in rung["entries"] if entry[-1] >= 0]
+        return super().state_dict() | {"brackets": brackets, "generator": None, "searcher": self._fresh()}
+
+    def _fresh(self) -> dict[str, Any]:
+        return _Promotion(self.config_space, 18).searcher.state_dict()
+
+
 class _IsUnreadable(_Promotion):
     def __str__(self) -> str:
         return object.__repr__(self)
@@ -189,6 +224,10 @@ _BROKEN_SCHEDULERS = [
     (_TakesEveryReport, _SUITE.test_a_report_without_the_metric_is_refused),
     (_PromotesNaN, _SUITE.test_non_finite_values_are_survived_and_not_promoted),
     (_ForgetsNobody, _SUITE.test_hooks_may_come_in_any_order),
+    (_ChangesTheQueue, _SUITE.test_enqueued_configurations_start_as_they_are),
+    (_KeepsQueueFromSearcher, _SUITE.test_enqueued_and_added_configurations_are_not_suggested),
+    (_PromotesAdded, _SUITE.test_added_results_are_taken),
+    (_StateLacksAdded, _SUITE.test_added_results_and_enqueued_configurations_belong_to_the_state),
     (_IsUnreadable, _SUITE.test_text_is_readable),
 ]
 
@@ -266,6 +305,13 @@ class _IgnoresFirstOnes(RandomSearcher):
         return None
 
 
+class _ForgetsPending(RandomSearcher):
+    def register_pending(
+        self, trial_id: int | str, config: dict[str, Any] | None = None, milestone: int | None = None
+    ) -> None:
+        pass
+
+
 class _GivesItsListAway(BaseSearcher):
     def get_config(self, trial_id: int | str) -> dict[str, Any] | None:
         self.kept = getattr(self, "kept", None) or [sample_config(self.config_space, seed) for seed in range(3)]
@@ -283,6 +329,7 @@ _BROKEN_SEARCHERS = [
     (_AddsConstants, _SEARCHER_SUITE.test_configurations_are_complete),
     (_RepeatsFailures, _SEARCHER_SUITE.test_failed_configurations_do_not_come_again),
     (_IgnoresFirstOnes, _SEARCHER_SUITE.test_first_configurations_come_first),
+    (_ForgetsPending, _SEARCHER_SUITE.test_pending_and_added_configurations_do_not_come_again),
     (_GivesItsListAway, _SEARCHER_SUITE.test_a_suggestion_belongs_to_the_caller),
     (_Repeats, _SEARCHER_SUITE.test_a_finite_space_is_used_up),
 ]

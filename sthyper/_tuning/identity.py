@@ -1,0 +1,88 @@
+"""What an experiment is called, and what its record begins with."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sthyper.backend.base import TrialBackend
+from sthyper.constants import ST_TUNER_CREATION_TIMESTAMP, ST_TUNER_START_TIMESTAMP
+from sthyper.journal import JOURNAL_VERSION, ExperimentJournal
+from sthyper.paths import check_valid_name, name_from_base, sanitize_name
+from sthyper.schedulers.base import TrialScheduler
+
+__all__ = ["make_metadata", "make_name", "open_journal"]
+
+
+def make_name(backend: TrialBackend, given: str | None, suffix: bool) -> str:
+    """Return the name of an experiment.
+
+    Args:
+        backend: Names what is tuned, for want of a given name.
+        given: Name that the user gave.
+        suffix: Whether a time stamp is appended.
+    """
+    if given is None:
+        entry_point = backend.entrypoint_name()
+        base = sanitize_name(entry_point) if entry_point is not None else "tuning"
+    else:
+        base = check_valid_name(given)
+    return name_from_base(base) if suffix else base
+
+
+def make_metadata(
+    given: dict[str, Any] | None, backend: TrialBackend, scheduler: TrialScheduler, backend_path: Path | None
+) -> dict[str, Any]:
+    """Return the metadata of an experiment: those of the user, and the tuner's own.
+
+    Args:
+        given: Entries of the user.
+        backend: Runs the trials.
+        scheduler: Describes itself.
+        backend_path: Folder of the trials, unless it is the experiment's.
+
+    Raises:
+        TypeError: If ``given`` is no dict or cannot be written as JSON.
+    """
+    own = {
+        ST_TUNER_CREATION_TIMESTAMP: time.time(),
+        "entrypoint": backend.entrypoint_name(),
+        "backend": type(backend).__name__,
+        **scheduler.metadata(),
+    }
+    if backend_path is not None:
+        own["trial_backend_path"] = str(backend_path)
+    if not isinstance(given or {}, dict):
+        raise TypeError(f"metadata must be a dict, got {given!r}")
+    result = dict(given or {})
+    for key, value in result.items():
+        if key in own or key == ST_TUNER_START_TIMESTAMP:
+            warnings.warn(f"metadata entry {key!r} is overwritten: the name is the tuner's own", stacklevel=3)
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise TypeError(f"metadata entry {key!r} cannot be written as JSON: {value!r}") from None
+    return {**result, **own}
+
+
+def open_journal(folder: Path, metadata: dict[str, Any], n_workers: int, seed: int) -> ExperimentJournal:
+    """Open the journal of a new experiment and write its first lines.
+
+    Args:
+        folder: The experiment's folder, called like the experiment.
+        metadata: Its metadata.
+        n_workers: Number of trials that run at the same time.
+        seed: Seed of the experiment.
+    """
+    journal = ExperimentJournal(folder)
+    now = time.time()
+    journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})
+    journal.append({"type": "metadata", "metadata": metadata})
+    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname()}
+    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now})
+    return journal
