@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,15 @@ class StoreResultsCallback(TunerCallback):
         self._interval = tuner.results_update_interval
         self._start = time.monotonic()
         self._next_write = self._start + self._interval
+
+    def restore(self, table: ResultTable, trials: Mapping[int, Trial]) -> None:
+        """Take over the rows of an experiment that is resumed.
+
+        Args:
+            table: Rows, from the journal.
+            trials: The trials so far.
+        """
+        self._table, self._trials = table, dict(trials)
 
     def on_trial_result(self, trial: Trial, status: Status, result: dict[str, Any], decision: str) -> None:
         """Store a row."""

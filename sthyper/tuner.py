@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from sthyper._tune import tune
 from sthyper._tuning.checks import check_count, check_process, check_seconds, check_switches, metric_name, with_results
 from sthyper._tuning.identity import make_metadata, make_name, open_journal
+from sthyper._tuning.leftovers import end_leftovers
 from sthyper._tuning.loop import TuningLoop
+from sthyper._tuning.parts import describe_parts, rebuild_parts
+from sthyper._tuning.recorded import recall
 from sthyper._tuning.signals import signals_handled
 from sthyper._tuning.state import ExperimentState, LoopOptions
 from sthyper._tuning.steering import Steering
@@ -28,12 +31,14 @@ from sthyper.constants import (
     ENV_QUIET,
     ST_JOURNAL_FILENAME,
     ST_METADATA_FILENAME,
+    ST_TRIALS_DIRNAME,
     ST_TUNER_START_TIMESTAMP,
     TUNER_DEFAULT_SLEEP_TIME,
 )
 from sthyper.errors import ExperimentError
-from sthyper.journal import ExperimentJournal, ExperimentLock, write_atomically
+from sthyper.journal import ExperimentJournal, ExperimentLock, read_journal, write_atomically
 from sthyper.paths import experiment_path
+from sthyper.results_callback import StoreResultsCallback
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.time_keeper import RealTimeKeeper
 from sthyper.trial import Status, draw_seed
@@ -163,6 +168,83 @@ class Tuner:
         self._stop_requested = False
         self._has_run = False
         self._told_end = False
+        self._resumes = False
+        self._time_before = 0.0
+        self._described = describe_parts(
+            {
+                "trial_backend": trial_backend,
+                "scheduler": scheduler,
+                "stop_criterion": stop_criterion,
+                "n_workers": n_workers,
+                "sleep_time": sleep_time,
+                "results_update_interval": results_update_interval,
+                "print_update_interval": print_update_interval,
+                "max_failures": max_failures,
+                "asynchronous_scheduling": asynchronous_scheduling,
+                "wait_trial_completion_when_stopping": wait_trial_completion_when_stopping,
+                "callbacks": None if callbacks is None else list(callbacks),
+                "start_jobs_without_delay": start_jobs_without_delay,
+                "trial_backend_path": None if trial_backend_path is None else str(self.trial_backend_path),
+                "count_out_of_memory": count_out_of_memory,
+                "max_restarts": max_restarts,
+            }
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        path_or_name: str | Path,
+        *,
+        stop_criterion: Callable[[TuningStatus], bool] | None = None,
+        n_workers: int | None = None,
+        trial_backend: TrialBackend | None = None,
+        scheduler: TrialScheduler | None = None,
+        callbacks: Sequence[TunerCallback] | None = None,
+    ) -> Tuner:
+        """Return a tuner that goes on with an experiment; its :meth:`run` begins where the record ends.
+
+        Backend, scheduler, criterion and callbacks are made again from what the journal says of their arguments. Those
+        that are no classes of sthyper, or were made with functions, have to be given. Then the record is gone through
+        once more, so that scheduler and searcher know what they knew. Trials that ran when the tuner ended run again
+        from their checkpoints, or from scratch where they have none; paused ones stay paused; what is left of the old
+        tuner's processes is ended. ``max_wallclock_time`` and ``st_tuner_time`` count the time that the tuner ran, and
+        ``max_failures`` the failures from now on.
+
+        Args:
+            path_or_name: Name of the experiment; its name without the time stamp, for the newest of that name; or the
+                path of its folder.
+            stop_criterion: Another criterion, such as one with a larger limit.
+            n_workers: Another number of trials that run at the same time.
+            trial_backend: A backend made with the same arguments, where it cannot be made from the record
+                (``PythonBackend``, a class of yours).
+            scheduler: A scheduler made with the same arguments, seed included, where it cannot be made from the record.
+            callbacks: Callbacks in place of the earlier ones.
+
+        Raises:
+            ExperimentError: If something has to be given.
+            FileNotFoundError: If there is no such experiment.
+            ValueError: If its journal is damaged or of a newer version.
+        """
+        from sthyper.experiment import load_experiment
+
+        folder = load_experiment(path_or_name).path
+        sessions = [record for record in read_journal(folder) if record["type"] in ("session", "metadata")]
+        described = next((r["tuner"] for r in reversed(sessions) if "tuner" in r), None)
+        if described is None:
+            raise ExperimentError(f"{folder} was written by a version of sthyper that could not resume")
+        given = {
+            "stop_criterion": stop_criterion,
+            "n_workers": n_workers,
+            "trial_backend": trial_backend,
+            "scheduler": scheduler,
+            "callbacks": callbacks,
+        }
+        tuner = cls(**rebuild_parts(described, {name: part for name, part in given.items() if part is not None}))
+        tuner.name, tuner.tuner_path = folder.name, folder
+        tuner.random_seed = next(r["seed"] for r in sessions if r["type"] == "session")
+        tuner.metadata = next(r["metadata"] for r in sessions if r["type"] == "metadata")
+        tuner._resumes = True
+        return tuner
 
     # ---- running -------------------------------------------------------------------------------------
 
@@ -183,7 +265,7 @@ class Tuner:
         self._has_run = True
         # The supervisor starts while this process is still busy with its own preparations.
         self.tuner_path.mkdir(parents=True, exist_ok=True)
-        if (self.tuner_path / ST_JOURNAL_FILENAME).exists():
+        if (self.tuner_path / ST_JOURNAL_FILENAME).exists() and not self._resumes:
             raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
         self.trial_backend.set_path(self.trial_backend_path or self.tuner_path, self.name)
         lock = ExperimentLock(self.tuner_path)
@@ -211,16 +293,26 @@ class Tuner:
     def _run_locked(self) -> None:
         ended = False
         try:
+            recorded = list(read_journal(self.tuner_path)) if self._resumes else []
+            if self._resumes:
+                end_leftovers((self.trial_backend_path or self.tuner_path) / ST_TRIALS_DIRNAME, recorded)
             self.trial_backend.open(self._context())
+            self._time_before = max((r["tuner_time"] for r in recorded if "tuner_time" in r), default=0.0)
             self._clock.start_of_time()
             self._write_metadata()
-            self.journal = open_journal(self.tuner_path, self.metadata, self.n_workers, self.random_seed)
+            self.journal = open_journal(
+                self.tuner_path, self.metadata, self.n_workers, self.random_seed, self._described, not self._resumes
+            )
             self._loop = self._make_loop()
+            if self._resumes:
+                recall(self._loop, recorded)
             if self._stop_requested:
                 self._loop.request_stop("stopped by the user")
             with signals_handled(self._on_first_signal, self._on_second_signal):
                 for callback in self.callbacks:
                     callback.on_tuning_start(self)
+                    if self._resumes and isinstance(callback, StoreResultsCallback):
+                        self._restore_results(callback)
                 self.trial_backend.run_loop(self._loop.run)
                 self._finish()
                 ended = True
@@ -348,7 +440,8 @@ class Tuner:
         if self._loop is None or self.journal is None or self._told_end:
             return
         for trial_id, record in self._loop.state.records.items():
-            if record.busy:
+            # The orders of decisions are carried out by the supervisor; a resumed tuner takes them as carried out.
+            if record.busy and record.order is None:
                 line = {"type": "status", "trial_id": trial_id, "run": record.run, "status": "Stopped"}
                 self.journal.append({**line, "reason": "interrupted", "exit_code": None, "tuner_time": self._time()})
                 record.trial.end_reason = "interrupted"
@@ -387,7 +480,7 @@ class Tuner:
         self.trial_backend.wake()
 
     def _time(self) -> float:
-        return self._clock.time() if self._clock.started else 0.0
+        return self._time_before + (self._clock.time() if self._clock.started else 0.0)
 
     # ---- the record ----------------------------------------------------------------------------------
 
@@ -436,6 +529,15 @@ class Tuner:
         logger.info("best trial is %d; to train it once more: start the script with %s", trial_id, config)
         return trial_id, config
 
+    def _restore_results(self, callback: StoreResultsCallback) -> None:
+        from sthyper._journal_view import read_experiment
+
+        assert self._loop is not None
+        trials = {trial_id: record.trial for trial_id, record in self._loop.state.records.items()}
+        callback.restore(read_experiment(self.tuner_path).table, trials)
+
     def _write_metadata(self) -> None:
+        if self._resumes:
+            return
         self.metadata[ST_TUNER_START_TIMESTAMP] = time.time()
         write_atomically(self.tuner_path / ST_METADATA_FILENAME, json.dumps(self.metadata, indent=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sthyper._describe import Described
 from sthyper.trial import Status, Trial
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["TunerCallback"]
 
 
-class TunerCallback:
+class TunerCallback(Described):
     """Base class of callbacks of the tuner; every hook does nothing by default."""
 
     def on_tuning_start(self, tuner: Tuner) -> None:

@@ -70,19 +70,24 @@ def make_metadata(
     return {**result, **own}
 
 
-def open_journal(folder: Path, metadata: dict[str, Any], n_workers: int, seed: int) -> ExperimentJournal:
-    """Open the journal of a new experiment and write its first lines.
+def open_journal(
+    folder: Path, metadata: dict[str, Any], n_workers: int, seed: int, tuner: dict[str, Any], new: bool
+) -> ExperimentJournal:
+    """Open the journal of an experiment and write its first lines, or those of another session.
 
     Args:
         folder: The experiment's folder, called like the experiment.
         metadata: Its metadata.
         n_workers: Number of trials that run at the same time.
         seed: Seed of the experiment.
+        tuner: Description of the tuner's parts, see :mod:`sthyper._tuning.parts`.
+        new: Whether the experiment is new; otherwise it is resumed.
     """
     journal = ExperimentJournal(folder)
     now = time.time()
-    journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})
-    journal.append({"type": "metadata", "metadata": metadata})
-    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname()}
-    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now})
+    if new:
+        journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})
+        journal.append({"type": "metadata", "metadata": metadata})
+    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname(), "cwd": os.getcwd()}
+    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now, "tuner": tuner})
     return journal

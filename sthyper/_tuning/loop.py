@@ -30,14 +30,15 @@ class TuningLoop:
     Attributes:
         interrupt: Why the user wants the experiment to end, ``None`` if nobody asked.
         abandoned: The loop is to return at once, whatever still runs.
+        suggestions: Gives free workers something to do.
     """
 
     def __init__(self, state: ExperimentState) -> None:
         self.state = state
         self.interrupt: str | None = None
         self.abandoned = False
-        self._suggestions = Suggestions(state)
-        self._outcomes = Outcomes(state, restart=self._suggestions.restart)
+        self.suggestions = Suggestions(state)
+        self._outcomes = Outcomes(state, restart=self.suggestions.restart)
 
     def run(self) -> None:
         """Run until the experiment has ended; ``state.end_reason`` then says why."""
@@ -48,12 +49,12 @@ class TuningLoop:
             if self.interrupt is not None and not state.ending:
                 self._end_by_interrupt(self.interrupt)
             state.steering.take_in(state.journal)
-            self._suggestions.fill_workers()
+            self.suggestions.fill_workers()
             if self._is_over():
                 return
             started = time.monotonic()
             for event in state.backend.events(self._wait()):
-                self._handle(event)
+                self.handle(event)
                 if self.abandoned:
                     return
             if not state.tell_news() and state.backend.poll_interval is not None:
@@ -91,11 +92,11 @@ class TuningLoop:
             return False
         if state.ending or state.draining:
             return True
-        if self._suggestions.waiting:
+        if self.suggestions.waiting:
             return False
-        if self._suggestions.kept_back is not None:
+        if self.suggestions.kept_back is not None:
             reason = "max_num_trials_started is reached"
-        elif self._suggestions.exhausted:
+        elif self.suggestions.exhausted:
             reason = "the scheduler has nothing left to suggest"
         else:
             return False
@@ -105,11 +106,16 @@ class TuningLoop:
         logger.info("all trials have ended: %s", reason)
         return True
 
-    def _handle(self, event: TrialEvent) -> None:
+    def forgive_failures(self) -> None:
+        """Count failures anew."""
+        self._outcomes.forgive_failures()
+
+    def handle(self, event: TrialEvent) -> None:
+        """Act on what happened to a trial."""
         if isinstance(event, ReportEvent):
             self._outcomes.on_report(event)
         elif isinstance(event, EndEvent):
-            self._suggestions.trial_ended()
+            self.suggestions.trial_ended()
             self._outcomes.on_end(event)
         else:
             self._on_message(event)

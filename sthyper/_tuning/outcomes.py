@@ -50,6 +50,11 @@ class Outcomes:
         self._ended_otherwise = False
         self._now = 0.0
 
+    def forgive_failures(self) -> None:
+        """Count failures anew: a resumed experiment begins without any."""
+        self._failures = self._out_of_memory = 0
+        self._first_failure = ""
+
     # ---- reports -------------------------------------------------------------------------------------
 
     def on_report(self, event: ReportEvent) -> None:
@@ -195,7 +200,8 @@ class Outcomes:
         if columns:
             rest["columns"] = columns
         self._journal_event("decision", event, rest)
-        self.state.backend.answer(event, answer)
+        if self.state.recorded is None:
+            self.state.backend.answer(event, answer)
 
     def _journal_event(self, kind: str, event: ReportEvent, rest: dict[str, Any]) -> None:
         head = {"type": kind, "trial_id": event.trial_id, "run": event.run, "client": event.client, "seq": event.seq}
@@ -225,6 +231,7 @@ class Outcomes:
         elif status == Status.completed and record.counted == 0:
             status, reason = Status.failed, self.state.backend.no_report
             tail = read_tail(self.state.backend.trial_path(event.trial_id) / ST_STDERR_FILENAME)
+        record.owed = Cause.interrupted if by_tuner else None
         record.trial.end_reason = reason
         self.state.status.set_status(event.trial_id, status, by_tuner=by_tuner)
         self.state.journal.append(
@@ -252,7 +259,11 @@ class Outcomes:
         """Start the next run of a trial whose run ended before its time through no fault of its own."""
         if self.state.ending:
             return False
-        if event.reason == Cause.supervisor_lost.value:
+        if event.reason == Cause.tuner_lost.value:
+            self._journal_restart(record, event)
+            record.owed = Cause.tuner_lost
+            self.state.status.set_status(event.trial_id, Status.stopped, by_tuner=True)
+        elif event.reason == Cause.supervisor_lost.value:
             self._journal_restart(record, event)
             self._restart(record, Cause.supervisor_lost)
         elif was_killed(event.reason) and record.restarts < self.state.options.max_restarts and not record.completes:
@@ -345,7 +356,7 @@ class Outcomes:
             )
 
     def _fail(self, error: Exception) -> None:
-        if self.state.error is None:
+        if self.state.error is None and self.state.recorded is None:
             self.state.error = error
             if not self.state.ending:
                 self.state.end_at_once(str(error).partition("\n")[0])

@@ -17,6 +17,7 @@ from sthyper.tuner_callback import TunerCallback
 from sthyper.tuning_status import TuningStatus
 
 if TYPE_CHECKING:
+    from sthyper._tuning.recorded import RecordedJournal
     from sthyper.progress import ProgressPrinter
 
 __all__ = ["ExperimentState", "LoopOptions"]
@@ -63,6 +64,7 @@ class ExperimentState:
         end_reason: Why the experiment ends.
         error: What :meth:`Tuner.run` raises in the end.
         current_report: The report that callbacks are being told of.
+        recorded: The record of a resumed experiment while it is gone through once more.
     """
 
     backend: TrialBackend
@@ -70,7 +72,7 @@ class ExperimentState:
     criterion: Callable[[TuningStatus], bool]
     options: LoopOptions
     status: TuningStatus
-    journal: ExperimentJournal
+    journal: ExperimentJournal | RecordedJournal
     steering: Steering
     callbacks: Sequence[TunerCallback]
     clock: Callable[[], float]
@@ -83,6 +85,7 @@ class ExperimentState:
     end_reason: str | None = None
     error: Exception | None = None
     current_report: ReportEvent | None = None
+    recorded: RecordedJournal | None = None
     _news: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     _touched: set[int] = field(default_factory=set)
 
@@ -103,6 +106,11 @@ class ExperimentState:
             callback.on_fetch_status_results(status, news)
         return True
 
+    def forget_news(self) -> None:
+        """Drop what :meth:`touch` has collected."""
+        self._news.clear()
+        self._touched.clear()
+
     def end_at_once(self, reason: str) -> None:
         """End all running trials; nothing is started or counted any more."""
         self.ending = True
@@ -111,7 +119,7 @@ class ExperimentState:
 
     def check_criterion(self) -> None:
         """Look at the stop criterion and begin to end the experiment if it is met."""
-        if self.ending:
+        if self.ending or self.recorded is not None:
             return
         criterion = self.criterion
         if isinstance(criterion, StoppingCriterion):

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sthyper._space.points import complete_config
 from sthyper.config_space import config_to_match_string
@@ -17,6 +17,9 @@ from sthyper.journal import ExperimentJournal
 from sthyper.report import check_metrics
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.schedulers.reports import check_result
+
+if TYPE_CHECKING:
+    from sthyper._tuning.recorded import RecordedJournal
 
 __all__ = ["AddedResult", "EnqueuedConfig", "Steering", "check_result"]
 
@@ -121,9 +124,23 @@ class Steering:
                 f"{method}: the experiment has ended; warm_start=[...] of a new one takes results over"
             )
 
+    # ---- a resumed experiment ------------------------------------------------------------------------
+
+    def recall(self, record: dict[str, Any]) -> None:
+        """Put in once more what a line of the journal says was put in."""
+        if record["type"] == "enqueue":
+            self._enqueued = record["n"]
+            self._inbox.append(EnqueuedConfig(record["n"], record["config"]))
+            return
+        trial_id, config, metrics = record["trial_id"], record["config"], record["metrics"]
+        self._evaluations = max(self._evaluations, -trial_id)
+        resource = math.inf if self._scheduler.resource_attr is None else metrics[self._scheduler.resource_attr]
+        self._last[config_to_match_string(config, self._scheduler.config_space)] = (trial_id, resource)
+        self._inbox.append(AddedResult(trial_id, config, metrics))
+
     # ---- the event loop's thread ---------------------------------------------------------------------
 
-    def take_in(self, journal: ExperimentJournal) -> None:
+    def take_in(self, journal: ExperimentJournal | RecordedJournal) -> None:
         """Journal what has come and act on it."""
         while self._inbox:
             item = self._inbox.popleft()
@@ -152,7 +169,7 @@ class Steering:
                 self.queue[0].config,
             )
 
-    def _record(self, item: EnqueuedConfig | AddedResult, journal: ExperimentJournal) -> None:
+    def _record(self, item: EnqueuedConfig | AddedResult, journal: ExperimentJournal | RecordedJournal) -> None:
         if isinstance(item, EnqueuedConfig):
             journal.append({"type": "enqueue", "n": item.number, "config": item.config})
             self.queue.append(item)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -42,6 +44,7 @@ class Suggestions:
         self._ends_at_ask = 0
         self._held: list[TrialSuggestion] = []
         self._batch = state.options.n_workers
+        self.restarts: deque[tuple[TrialRecord, Cause]] = deque()
         self._pending: PendingSuggestion | None = None
         self._future: Future[Any] | None = None
 
@@ -66,8 +69,12 @@ class Suggestions:
         return not self.exhausted and self.kept_back is None and self._may_use_worker()
 
     def _may_start_enqueued(self) -> bool:
-        if not self.state.steering.queue or not self._may_use_worker():
-            return False
+        return bool(self.state.steering.queue) and self._may_use_worker() and self._may_start_new()
+
+    def _may_start_kept_back(self) -> bool:
+        return self.kept_back is not None and self._may_use_worker() and self._may_start_new()
+
+    def _may_start_new(self) -> bool:
         criterion = self.state.criterion
         return not isinstance(criterion, StoppingCriterion) or criterion.may_start_new(self.state.status)
 
@@ -99,6 +106,12 @@ class Suggestions:
                 pending, future = self._pending, self._future
                 self._pending = self._future = None
                 self._received(pending.finish(future.result()))
+            elif self.restarts and self._may_use_worker():
+                self.restart(*self.restarts.popleft())
+            elif self._may_start_kept_back():
+                assert self.kept_back is not None
+                suggestion, self.kept_back = self.kept_back, None
+                self._start(suggestion)
             elif self._may_start_enqueued():
                 self._start_enqueued()
             elif self._may_ask():
@@ -128,6 +141,10 @@ class Suggestions:
             self._received(begun)
             return
         self._pending = begun
+        if self.state.recorded is None:
+            self._compute(begun)
+
+    def _compute(self, begun: PendingSuggestion) -> None:
         future: Future[Any] = Future()
         self._future = future
         future.add_done_callback(lambda _: self.state.backend.wake())
@@ -157,9 +174,7 @@ class Suggestions:
             # Not final while trials run, nor if one has ended meanwhile: it may be promoted.
             self.exhausted = self._ends == self._ends_at_ask
         elif suggestion.spawn_new_trial_id:
-            if isinstance(self.state.criterion, StoppingCriterion) and not self.state.criterion.may_start_new(
-                self.state.status
-            ):
+            if not self._starts(suggestion):
                 self.kept_back = suggestion
             elif not self._nothing_new:
                 self._start(suggestion)
@@ -170,10 +185,67 @@ class Suggestions:
                 raise ValueError(
                     f"{type(self.state.scheduler).__name__} wants to resume trial {trial_id}, which never started"
                 )
-            if self.state.records[trial_id].busy:
+            if self.state.records[trial_id].busy or not self._resumes(trial_id):
                 self._held.append(suggestion)  # its processes are still ending
             else:
                 self._resume(suggestion)
+
+    # ---- a resumed experiment ------------------------------------------------------------------------
+
+    def recall(self, record: dict[str, Any]) -> bool:
+        """Do once more what a line of the journal says was done; ``False`` if nothing of the kind was due."""
+        kind = record["type"]
+        if kind == "ask":
+            self._ask()
+        elif kind == "suggestion" and "enqueued" in record:
+            if not self.state.steering.queue:
+                return False
+            self._start_enqueued()
+        elif kind == "suggestion":
+            if self._pending is None:
+                return False
+            pending, self._pending = self._pending, None
+            self._received(pending.finish(pending.compute()))
+        elif kind == "start":
+            if self.kept_back is None:
+                return False
+            suggestion, self.kept_back = self.kept_back, None
+            self._start(suggestion)
+        elif record["cause"] == Cause.resume:
+            held = next((s for s in self._held if s.checkpoint_trial_id == record["trial_id"]), None)
+            if held is None:
+                return False
+            self._held.remove(held)
+            self._resume(held)
+        else:
+            self.restart(self.state.records[record["trial_id"]], Cause(record["cause"]))
+        return True
+
+    def go_on(self, restarts: Iterable[tuple[TrialRecord, Cause]]) -> None:
+        """Begin where the record ends.
+
+        Args:
+            restarts: Trials that ran when it did; they come first.
+        """
+        self.restarts.extend(restarts)
+        self._batch = self.state.options.n_workers
+        if self._pending is not None:
+            self._compute(self._pending)
+
+    def _starts(self, suggestion: TrialSuggestion) -> bool:
+        """Whether a new trial is started now: the criterion says it, or in a resumed experiment the record."""
+        if self.state.recorded is None:
+            return self._may_start_new()
+        following = self.state.recorded.peek()
+        return following is not None and following["type"] == "start"
+
+    def _resumes(self, trial_id: int) -> bool:
+        if self.state.recorded is None:
+            return True
+        following = self.state.recorded.peek()
+        return following is not None and following["type"] == "resume" and following["trial_id"] == trial_id
+
+    # ---- trials --------------------------------------------------------------------------------------
 
     def _start(self, suggestion: TrialSuggestion) -> None:
         assert suggestion.config is not None

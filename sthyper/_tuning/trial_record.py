@@ -20,11 +20,13 @@ class Cause(StrEnum):
     killed = "killed"
     supervisor_lost = "supervisor_lost"
     scratch = "scratch"
+    tuner_lost = "tuner_lost"
+    interrupted = "interrupted"
 
     @property
     def is_restart(self) -> bool:
         """Whether an earlier run ended before its time."""
-        return self in (Cause.killed, Cause.supervisor_lost)
+        return self in (Cause.killed, Cause.supervisor_lost, Cause.tuner_lost, Cause.interrupted)
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class TrialRecord:
         scratched: Whether it was already run once more from scratch.
         bad_report: Why its last report could not be used.
         warned: Whether a repeated report has been warned of.
+        owed: Why a resumed experiment has to run it again, ``None`` if it has not.
     """
 
     trial: Trial
@@ -69,6 +72,7 @@ class TrialRecord:
     scratched: bool = False
     bad_report: str | None = None
     warned: bool = False
+    owed: Cause | None = None
 
     def begin_run(self, run: int, cause: Cause) -> None:
         """Forget what belongs to the run before."""
@@ -79,3 +83,4 @@ class TrialRecord:
         self.in_run = {}
         self.counted_in_run = 0
         self.bad_report = None
+        self.owed = None

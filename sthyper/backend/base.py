@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sthyper._describe import Described
 from sthyper.checkpoints import copy_checkpoints
 from sthyper.constants import ST_CHECKPOINTS_DIRNAME, ST_STDERR_FILENAME, ST_STDOUT_FILENAME
 from sthyper.trial import SchedulerDecision, Status, Trial, trial_seed
@@ -102,7 +103,7 @@ class ExperimentContext:
     interactive: bool = False
 
 
-class TrialBackend(ABC):
+class TrialBackend(Described, ABC):
     """Runs trials.
 
     A plug-in implements :meth:`_schedule`, :meth:`_end` and :meth:`events`; where trials can wait for an answer
@@ -118,6 +119,7 @@ class TrialBackend(ABC):
         delete_checkpoints: Whether the tuner deletes the checkpoints of trials that have ended for good, except the
             best one's.
         no_report: End reason of a trial that completes without a report; starts with ``"no report"``.
+        recalling: Whether a resumed tuner goes through recorded events: orders are booked and not carried out.
     """
 
     poll_interval: float | None = None
@@ -132,6 +134,7 @@ class TrialBackend(ABC):
         self._status: dict[int, Status] = {}
         self._runs: dict[int, int] = {}
         self._busy: set[int] = set()
+        self.recalling = False
 
     # ---- life of the backend -------------------------------------------------------------------------
 
@@ -184,7 +187,7 @@ class TrialBackend(ABC):
             seed=trial_seed(self.context.seed, trial_id),
         )
         self._trials[trial_id] = trial
-        if checkpoint_trial_id is not None:
+        if checkpoint_trial_id is not None and not self.recalling:
             self.copy_checkpoint(checkpoint_trial_id, trial_id)
         self._launch(trial, run=0)
         return trial
@@ -209,7 +212,7 @@ class TrialBackend(ABC):
     def restart_trial(self, trial_id: int, from_scratch: bool = False) -> Trial:
         """Run a trial again whose last run ended too early, from its checkpoint or from scratch."""
         trial = self._known(trial_id)
-        if from_scratch:
+        if from_scratch and not self.recalling:
             self.set_checkpoint_aside(trial_id)
         self._launch(trial, run=self._runs[trial_id] + 1)
         return trial
@@ -224,7 +227,7 @@ class TrialBackend(ABC):
 
     def stop_all(self, grace: float = 5.0) -> None:
         """Order the end of all running trials: SIGTERM at once, SIGKILL after ``grace`` seconds."""
-        for trial_id in sorted(self._busy):
+        for trial_id in () if self.recalling else sorted(self._busy):
             self._end(trial_id, Status.stopped, at_once=True, grace=grace)
 
     def answer(self, event: ReportEvent, decision: str) -> None:
@@ -333,18 +336,24 @@ class TrialBackend(ABC):
         self._status[trial.trial_id] = Status.in_progress
         self._busy.add(trial.trial_id)
         trial.end_reason = None
-        self._schedule(trial, run)
+        if not self.recalling:
+            self._schedule(trial, run)
 
     def _order_end(self, trial_id: int, status: Status) -> None:
         self._known(trial_id)
         if trial_id in self._busy:
             self._status[trial_id] = Status.stopping
-            self._end(trial_id, status, at_once=False, grace=self._stop_grace())
+            if not self.recalling:
+                self._end(trial_id, status, at_once=False, grace=self._stop_grace())
         elif self._status[trial_id] != Status.failed:
             self._status[trial_id] = status
 
     def _stop_grace(self) -> float:
         return 30.0
+
+    def recall_end(self, event: EndEvent) -> None:
+        """Book the recorded end of a run; for a resumed tuner."""
+        self._mark_ended(event)
 
     def _mark_ended(self, event: EndEvent) -> None:
         """Book the end of a run; subclasses call it for every :class:`EndEvent` that they return."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sthyper._describe import Described
 from sthyper.config_space import (
     Domain,
     cast_config_values,
@@ -41,7 +42,7 @@ class PendingSuggestion:
     finish: Callable[[Any], TrialSuggestion | None]
 
 
-class TrialScheduler(ABC):
+class TrialScheduler(Described, ABC):
     """Decides which configuration runs next and whether trials go on.
 
     A subclass implements :meth:`_suggest`, :meth:`on_trial_result` and :meth:`metric_names`; the other hooks do

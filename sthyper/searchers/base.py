@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sthyper.searchers.multifidelity import BracketDistribution, RungSnapshot
 
+from sthyper._describe import Described
+
 __all__ = ["BaseSearcher", "SearcherContext"]
 
 
@@ -42,7 +44,7 @@ class SearcherContext:
     elapsed_time: Callable[[], float] | None = field(default=None, compare=False)
 
 
-class BaseSearcher(ABC):
+class BaseSearcher(Described, ABC):
     """Suggests configurations.
 
     Only :meth:`get_config` is abstract; the hooks do nothing by default. Configurations that go in and out hold

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+from sthyper._describe import Described
+
 __all__ = ["BracketDistribution", "BracketScheduler", "RungSnapshot", "RunningTrial"]
 
 
@@ -29,7 +31,7 @@ class BracketScheduler(Protocol):
         """The maximum resource."""
 
 
-class BracketDistribution(ABC):
+class BracketDistribution(Described, ABC):
     """Probabilities with which a scheduler gives brackets to new trials.
 
     A scheduler takes one as its argument ``bracket_distribution``; a searcher that chooses brackets itself sets its

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sthyper._describe import Described
 from sthyper.schedulers.hyperband.levels import check_rung_levels, promotion_quantiles
 
 __all__ = ["PausedTrial", "Promotion", "Rung", "RungEntry", "RungSystem", "is_as_good", "linear_quantile"]
@@ -164,7 +165,7 @@ class Rung:
         self._trial_ids = {trial_id for _, _, trial_id in self._entries} | set(self._non_finite)
 
 
-class RungSystem(ABC):
+class RungSystem(Described, ABC):
     """Decides at rung levels; subclasses are the variants of asynchronous successive halving.
 
     Args:
