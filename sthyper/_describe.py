@@ -35,6 +35,10 @@ class Described:
         self._arguments = (args, kwargs)
         return self
 
+    def _described_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments to note, where they are not the given ones."""
+        return arguments
+
 
 def describe(value: object) -> Any:
     """Return a value as JSON.
@@ -60,18 +64,19 @@ def describe(value: object) -> Any:
     cls = type(value)
     name = f"{cls.__module__}:{cls.__qualname__}"
     if not cls.__module__.startswith(_OWN):
-        raise NotDescribable(f"{value!r} of {name.replace(':', '.')}")
+        own = getattr(value, "__qualname__", None)
+        raise NotDescribable(f"{own} ({cls.__name__})" if own else f"an object of {cls.__module__}.{cls.__qualname__}")
     if isinstance(value, Described):
         args, kwargs = value._arguments
         bound = inspect.signature(cls).bind(*args, **kwargs)
-        arguments = dict(bound.arguments)
+        arguments = value._described_arguments(dict(bound.arguments))
         # A seed that was drawn is the seed.
         if "random_seed" in inspect.signature(cls).parameters and arguments.get("random_seed") is None:
             arguments["random_seed"] = getattr(value, "random_seed", None)
     elif dataclasses.is_dataclass(value):
         arguments = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     else:
-        raise NotDescribable(f"{value!r} of {name.replace(':', '.')}")
+        raise NotDescribable(f"an object of {cls.__module__}.{cls.__qualname__}")
     return {_CLASS: name, "arguments": {key: describe(item) for key, item in arguments.items()}}
 
 

@@ -180,10 +180,17 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or the new one, never half of it."""
+def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write a text file so that readers see the old content or the new one, never half of it.
+
+    Args:
+        path: The file.
+        text: Its content.
+        mode: Permissions, before the umask.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from sthyper._tuning.checks import check_count, check_process, check_seconds, ch
 from sthyper._tuning.identity import make_metadata, make_name, open_journal
 from sthyper._tuning.leftovers import end_leftovers
 from sthyper._tuning.loop import TuningLoop
-from sthyper._tuning.parts import describe_parts, rebuild_parts
+from sthyper._tuning.parts import describe_parts, read_parts, rebuild_parts, write_parts
 from sthyper._tuning.recorded import recall
 from sthyper._tuning.signals import signals_handled
 from sthyper._tuning.state import ExperimentState, LoopOptions
@@ -229,9 +229,6 @@ class Tuner:
 
         folder = load_experiment(path_or_name).path
         sessions = [record for record in read_journal(folder) if record["type"] in ("session", "metadata")]
-        described = next((r["tuner"] for r in reversed(sessions) if "tuner" in r), None)
-        if described is None:
-            raise ExperimentError(f"{folder} was written by a version of sthyper that could not resume")
         given = {
             "stop_criterion": stop_criterion,
             "n_workers": n_workers,
@@ -239,7 +236,9 @@ class Tuner:
             "scheduler": scheduler,
             "callbacks": callbacks,
         }
-        tuner = cls(**rebuild_parts(described, {name: part for name, part in given.items() if part is not None}))
+        tuner = cls(
+            **rebuild_parts(read_parts(folder), {name: part for name, part in given.items() if part is not None})
+        )
         tuner.name, tuner.tuner_path = folder.name, folder
         tuner.random_seed = next(r["seed"] for r in sessions if r["type"] == "session")
         tuner.metadata = next(r["metadata"] for r in sessions if r["type"] == "metadata")
@@ -300,8 +299,9 @@ class Tuner:
             self._time_before = max((r["tuner_time"] for r in recorded if "tuner_time" in r), default=0.0)
             self._clock.start_of_time()
             self._write_metadata()
+            write_parts(self.tuner_path, self._described)
             self.journal = open_journal(
-                self.tuner_path, self.metadata, self.n_workers, self.random_seed, self._described, not self._resumes
+                self.tuner_path, self.metadata, self.n_workers, self.random_seed, new=not self._resumes
             )
             self._loop = self._make_loop()
             if self._resumes:

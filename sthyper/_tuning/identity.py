@@ -71,7 +71,7 @@ def make_metadata(
 
 
 def open_journal(
-    folder: Path, metadata: dict[str, Any], n_workers: int, seed: int, tuner: dict[str, Any], new: bool
+    folder: Path, metadata: dict[str, Any], n_workers: int, seed: int, new: bool = True
 ) -> ExperimentJournal:
     """Open the journal of an experiment and write its first lines, or those of another session.
 
@@ -80,7 +80,6 @@ def open_journal(
         metadata: Its metadata.
         n_workers: Number of trials that run at the same time.
         seed: Seed of the experiment.
-        tuner: Description of the tuner's parts, see :mod:`sthyper._tuning.parts`.
         new: Whether the experiment is new; otherwise it is resumed.
     """
     journal = ExperimentJournal(folder)
@@ -88,6 +87,6 @@ def open_journal(
     if new:
         journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})
         journal.append({"type": "metadata", "metadata": metadata})
-    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname(), "cwd": os.getcwd()}
-    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now, "tuner": tuner})
+    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname()}
+    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now})
     return journal

@@ -1,16 +1,47 @@
-"""What a tuner is made of, in the journal, so that a resumed experiment is made of the same."""
+"""What a tuner was made with, in a file, so that a resumed experiment is made with the same."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sthyper._describe import NotDescribable, describe, rebuild
+from sthyper.constants import ST_TUNER_FILENAME
 from sthyper.errors import ExperimentError
+from sthyper.journal import write_atomically
 
-__all__ = ["describe_parts", "rebuild_parts"]
+__all__ = ["describe_parts", "read_parts", "rebuild_parts", "write_parts"]
 
 _REASON = "cannot_be_rebuilt"
+
+
+def write_parts(folder: Path, described: Mapping[str, Any]) -> None:
+    """Write what :func:`describe_parts` returned, for the owner's eyes only.
+
+    Args:
+        folder: The experiment's folder.
+        described: The description.
+    """
+    text = json.dumps({"version": 1, "cwd": os.getcwd(), "arguments": described}, indent=1)
+    write_atomically(folder / ST_TUNER_FILENAME, text, mode=0o600)
+
+
+def read_parts(folder: Path) -> dict[str, Any]:
+    """Return what :func:`write_parts` wrote.
+
+    Raises:
+        ExperimentError: If there is nothing, or it is damaged.
+    """
+    path = folder / ST_TUNER_FILENAME
+    try:
+        return dict(json.loads(path.read_text())["arguments"])
+    except FileNotFoundError:
+        raise ExperimentError(f"{folder} cannot be resumed: {ST_TUNER_FILENAME} is missing there") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExperimentError(f"{path} is damaged ({error})") from None
 
 
 def describe_parts(parts: Mapping[str, object]) -> dict[str, Any]:
@@ -45,13 +76,13 @@ def rebuild_parts(described: Mapping[str, Any], given: Mapping[str, Any]) -> dic
         if isinstance(description, dict) and _REASON in description:
             raise ExperimentError(
                 f"{name} has to be given to resume this experiment: {description[_REASON]} cannot be made again from "
-                f"the journal. Pass {name}=..., made with the same arguments as before"
+                f"the record. Pass {name}=..., made with the same arguments as before"
             )
         try:
             result[name] = rebuild(description)
         except (NotDescribable, ValueError, TypeError, OSError) as error:
             raise ExperimentError(
-                f"{name} cannot be made again from the journal ({error}); pass {name}=..., made with the same "
+                f"{name} cannot be made again from the record ({error}); pass {name}=..., made with the same "
                 "arguments as before"
             ) from None
     return result

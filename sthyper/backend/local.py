@@ -214,6 +214,13 @@ class LocalBackend(TrialBackend):
         if self._runner is not None:
             self._runner.wake()
 
+    def _described_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        # A resumed experiment may be started from another folder.
+        arguments["entry_point"] = list(self._command.words)
+        if arguments.get("workdir") is None:
+            arguments["workdir"] = os.getcwd()
+        return arguments
+
     def entrypoint_path(self) -> Path | None:
         return self._command.source
 

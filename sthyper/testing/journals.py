@@ -16,7 +16,7 @@ from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
 
 __all__ = ["canonical_journal", "replay"]
 
-_TIMES = frozenset({"time", "tuner_time", "created", "pid", "host", "create_time", "name", "seconds", "cwd"})
+_TIMES = frozenset({"time", "tuner_time", "created", "pid", "host", "create_time", "name", "seconds"})
 _METADATA_TIMES = frozenset({"st_tuner_creation_timestamp", "st_tuner_start_timestamp"})
 
 
