@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def test_time_is_that_of_all_sessions(train: Path) -> None:
     second.run()
     times = [record["tuner_time"] for record in read_journal(first.tuner_path) if record["type"] == "report"]
     assert times == sorted(times)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert max(gaps) < 0.45
     assert second.tuning_status.wallclock_time > spent - 0.1
 
