@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from sthyper.callbacks.lightning._ranks import gather, on_rank_zero
 from sthyper.constants import RESERVED_PREFIX
 from sthyper.errors import closest
 
@@ -57,6 +60,7 @@ class MetricReader:
         self._before: dict[str, Any] = {}
         self._from_validation: set[str] = set()
         self._validated = False
+        self._warned_of: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         return {"from_validation": sorted(self._from_validation)}
@@ -79,16 +83,44 @@ class MetricReader:
         self._before = {}
 
     def read(self, trainer: Trainer) -> dict[str, float] | None:
-        """Return reported name -> value; ``None`` if there is nothing to report now.
+        """Return reported name -> value, the same on all ranks; ``None`` if there is nothing to report now.
 
-        That is so when a metric is missing and ``missing="skip"``, and in an epoch without validation
+        To be called on all ranks. A value that differs between them, because it was logged without ``sync_dist``, is
+        averaged over those that have it, and warned of once.
+
+        There is nothing to report when a metric is missing and ``missing="skip"``, and in an epoch without validation
         (``check_val_every_n_epoch``) when a metric comes from the validation.
 
         Raises:
             MissingMetric: If a metric was not logged.
             ValueError: If a metric is more than one number.
         """
-        available = trainer.callback_metrics
+        # To look at them may reduce them over the ranks: that is done by all, before rank 0 does anything alone.
+        available = dict(trainer.callback_metrics)
+        values: dict[str, float] | None = on_rank_zero(trainer, lambda: self._select(trainer, available))
+        if values is None or trainer.world_size == 1:
+            return values
+        own = {name: available.get(source) for name, source in self.sources.items()}
+        ranks = gather(trainer, {name: _number(name, value) for name, value in own.items() if _is_number(value)})
+        return {name: self._over_ranks(name, value, ranks) for name, value in values.items()}
+
+    def _over_ranks(self, name: str, value: float, ranks: list[dict[str, float]]) -> float:
+        """Return what all ranks agree to report, ``value`` being rank 0's."""
+        values = [rank[name] for rank in ranks if name in rank]
+        if all(_same(value, other) for other in values):
+            return value
+        source = self.sources[name]
+        if source not in self._warned_of:
+            self._warned_of.add(source)
+            shown = ", ".join(f"{other:.6g}" for other in values[:4]) + (", ..." if len(values) > 4 else "")
+            rank_zero_warn(
+                f"metric {source!r} differs between the ranks ({shown}); their mean is reported. Write "
+                f"self.log({source!r}, value, sync_dist=True), so that everything else that watches it (EarlyStopping, "
+                "ModelCheckpoint, schedulers) sees one value, too"
+            )
+        return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+
+    def _select(self, trainer: Trainer, available: Mapping[str, Any]) -> dict[str, float] | None:
         absent = [s for s in self.sources.values() if s not in available]
         stale = [s for s in self.sources.values() if s in self._from_validation and not self._validated]
         if stale or (absent and trainer.enable_validation and not self._validated):
@@ -103,6 +135,15 @@ class MetricReader:
                 "LightningModule, or pass TuneReportCallback(..., missing='skip') to report only epochs that have it"
             )
         return {name: _number(source, available[source]) for name, source in self.sources.items()}
+
+
+def _same(first: float, second: float) -> bool:
+    # Reduced values may differ in their last bits.
+    return first == second or math.isclose(first, second, rel_tol=1e-6) or (first != first and second != second)
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and (not isinstance(value, torch.Tensor) or value.numel() == 1)
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,15 +1,42 @@
-"""Agreement between the ranks of a trial by strategy-neutral calls: no torch.distributed, no barrier alone."""
+"""Agreement between the ranks of a trial by strategy-neutral calls, no collective of torch.distributed; their ends."""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import pickle
+import signal
 from collections.abc import Callable
-from typing import Any
+from multiprocessing.util import Finalize
+from typing import Any, NoReturn
 
+import torch.distributed
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from sthyper.report import TrialExit
 
-__all__ = ["gather", "on_rank_zero"]
+__all__ = [
+    "end_process",
+    "gather",
+    "is_forked_rank",
+    "on_exit",
+    "on_rank_zero",
+    "reason_of",
+    "release_gloo",
+    "was_ended",
+]
+
+_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
+
+
+class _RankEnds(RuntimeError):
+    """Ends a rank that Lightning has forked or spawned, in place of :class:`TrialExit`.
+
+    The process that waits for such ranks would wait for the result of one that exits with code 0 for ever.
+    """
 
 
 def on_rank_zero(trainer: Trainer, function: Callable[[], Any]) -> Any:
@@ -19,7 +46,7 @@ def on_rank_zero(trainer: Trainer, function: Callable[[], Any]) -> Any:
         try:
             result = (function(), None)
         except (Exception, TrialExit) as error:
-            result = (None, error)
+            result = (None, _portable(error) if trainer.world_size > 1 else error)
     value, failure = trainer.strategy.broadcast(result)
     if failure is not None:
         raise failure
@@ -29,3 +56,68 @@ def on_rank_zero(trainer: Trainer, function: Callable[[], Any]) -> Any:
 def gather(trainer: Trainer, own: Any) -> list[Any]:
     """Return the objects of all ranks, on all ranks."""
     return [trainer.strategy.broadcast(own, src=rank) for rank in range(trainer.world_size)]
+
+
+def end_process(trainer: Trainer, decision: str) -> NoReturn:
+    """End this process in order, and the trial with it; never returns."""
+    if is_forked_rank(trainer):
+        raise _RankEnds(decision)
+    raise TrialExit(decision)
+
+
+def is_forked_rank(trainer: Trainer) -> bool:
+    """Whether this process is a rank that Lightning has forked or spawned, and another one waits for its result."""
+    forks = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    return forks and multiprocessing.parent_process() is not None
+
+
+def on_exit(function: Callable[[], None]) -> None:
+    """Call ``function`` when this process exits, before the interpreter goes down; not when it is killed."""
+    if multiprocessing.parent_process() is None:
+        atexit.register(function)
+    else:  # these processes have no exit handlers
+        Finalize(None, function, exitpriority=100)
+
+
+def release_gloo() -> None:
+    """End the threads of a gloo process group, in a rank that has nothing more to do with the others.
+
+    Those that release a tensor while the interpreter goes down abort the process, in some of a hundred exits; Lightning
+    cares for this with NCCL only.
+    """
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
+
+
+def was_ended(exception: BaseException) -> bool:
+    """Whether ``exception`` is, or comes from a rank that left by, :func:`end_process`."""
+    if isinstance(exception, ProcessRaisedException):
+        return f"{_RankEnds.__module__}.{_RankEnds.__qualname__}: " in str(exception)
+    return isinstance(exception, TrialExit | _RankEnds)
+
+
+def reason_of(trainer: Trainer, exception: BaseException) -> str | None:
+    """Return why a trial ends by ``exception`` where its exit code will not tell."""
+    if isinstance(exception, SIGTERMException | KeyboardInterrupt):
+        return "killed"
+    if isinstance(exception, ProcessRaisedException | ProcessExitedException):
+        # Another rank, which missed the one that was killed, may have been found first.
+        for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", [])):
+            if process.exitcode == -signal.SIGKILL:
+                return f"killed (rank {rank} died)"
+    if isinstance(exception, ProcessExitedException):
+        rank, name = exception.error_index, exception.signal_name
+        if name in _OUTSIDE:
+            return f"killed (rank {rank} died)"
+        return f"signal {name} of rank {rank}" if name else f"exit {exception.exit_code} of rank {rank}"
+    return None
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return an exception that reaches the other ranks."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+    return error

@@ -108,7 +108,8 @@ class TrialCheckpoints:
         metrics = {k: v for k, v in trainer.callback_metrics.items() if isinstance(v, torch.Tensor)}
         self._extra = {
             "random": gather(trainer, capture_generators(trainer)),
-            "callback_metrics": {k: v.detach().cpu().clone() for k, v in metrics.items()},
+            # Those of a rank are its own if they were not reduced.
+            "callback_metrics": gather(trainer, {k: v.detach().cpu().clone() for k, v in metrics.items()}),
             "should_stop": trainer.should_stop,
             "batch_size": _trainer.found_batch_size(trainer) or self._batch_size,
         }
@@ -152,7 +153,9 @@ class TrialCheckpoints:
         state = self._restored
         if state is None:
             return
-        trainer.callback_metrics.update({k: v.to(module.device) for k, v in state["callback_metrics"].items()})
+        metrics = state["callback_metrics"]
+        own = metrics[trainer.global_rank if len(metrics) == trainer.world_size else 0]
+        trainer.callback_metrics.update({k: v.to(module.device) for k, v in own.items()})
         if self._at_epoch_end:
             _trainer.catch_up_plateau_schedulers(trainer, module, epochs_done)
         elif "random_at_epoch_start" in state:

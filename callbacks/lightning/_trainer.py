@@ -6,6 +6,7 @@ Written for Lightning 2.6; everything here is tested against the version in use.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,56 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.trainer.states import TrainerState
 from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from sthyper.report import TrialExit
 
 __all__ = [
     "add_callback",
+    "allow_no_more_ranks",
     "callbacks_of",
     "catch_up_plateau_schedulers",
     "drop_finders",
     "found_batch_size",
     "is_search_for_lr_or_batch_size",
     "move_to_trial",
+    "overwrite_cli_config",
     "remove_callbacks",
     "restore_in_fit",
     "resume_epoch_exactly",
     "silence",
     "skip_batches",
 ]
+
+
+class _LastState(TrainerState):
+    """State that a rank hands to the process which has forked or spawned it; the next entry point there raises.
+
+    That process runs no hook before it starts ranks again, but every entry point of a Trainer sets ``fn`` first.
+    """
+
+    decision: str
+    pid: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # In the rank itself Lightning copies it, field by field.
+        if name == "fn" and self.__dict__.get("pid", os.getpid()) != os.getpid():
+            raise TrialExit(self.decision)
+        super().__setattr__(name, value)
+
+
+def allow_no_more_ranks(trainer: Trainer, decision: str) -> None:
+    """Let the next ``fit``, ``validate``, ``test`` or ``predict`` in the process of the script raise ``TrialExit``.
+
+    Args:
+        trainer: In the ``teardown`` hook of a rank that Lightning has forked or spawned.
+        decision: What the tuner has decided.
+    """
+    old = trainer.state
+    trainer.state = state = _LastState(old.status, old.fn, old.stage)
+    state.decision = decision
+    state.pid = os.getpid()
 
 
 def restore_in_fit(trainer: Trainer, path: str) -> Callable[[], None]:
@@ -172,6 +207,15 @@ def move_to_trial(trainer: Trainer, folder: Path) -> None:
     for callback in callbacks_of(trainer):
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints")
+
+
+def overwrite_cli_config(trainer: Trainer) -> None:
+    """Let a resumed trial that is made of a ``LightningCLI`` write the same ``config.yaml`` again."""
+    cli = sys.modules.get("lightning.pytorch.cli")
+    if cli is not None:
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, cli.SaveConfigCallback):
+                callback.overwrite = True
 
 
 def silence(trainer: Trainer) -> None:

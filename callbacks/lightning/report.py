@@ -11,21 +11,26 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from sthyper.callbacks.lightning import _trainer
+from sthyper.callbacks.lightning import _checks, _trainer
 from sthyper.callbacks.lightning._checkpoints import Keep
+from sthyper.callbacks.lightning._decision import CONTINUE, note_decision, noted_decision
 from sthyper.callbacks.lightning._metrics import MetricReader, name_metrics
-from sthyper.callbacks.lightning._ranks import on_rank_zero
+from sthyper.callbacks.lightning._ranks import (
+    end_process,
+    is_forked_rank,
+    on_exit,
+    on_rank_zero,
+    reason_of,
+    release_gloo,
+    was_ended,
+)
 from sthyper.callbacks.lightning._saving import TrialCheckpoints
 from sthyper.constants import ENV_VERBOSE
-from sthyper.errors import closest
 from sthyper.report import Reporter, TrialExit
 
 __all__ = ["TuneReportCallback"]
 
-_CONTINUE = "CONTINUE"
 _LIGHTNING_FOLDER = "lightning"
 
 
@@ -51,6 +56,11 @@ class TuneReportCallback(Callback):
     and draw numbers start anew. After a checkpoint in the middle of an epoch (``on="validation_end"`` with
     ``val_check_interval``) the loader runs through the batches seen before, unless it has a ``state_dict``; gradients
     that wait for ``accumulate_grad_batches`` are lost there. Use one ``fit`` a script.
+
+    *Several processes.* Under DDP (``ddp``, ``ddp_fork``, ``ddp_spawn``), FSDP, DeepSpeed and ``ModelParallelStrategy``
+    rank 0 reports, all ranks end at the same step, save and restore together. Log the metrics with ``sync_dist=True``;
+    one that differs between the ranks is reported as their mean, and warned of. Where Lightning forks or spawns the
+    ranks, the script hears the decision from them when ``fit`` returns.
 
     *Files and console.* In a trial, files that would go to the working directory go to ``lightning/`` in the trial's
     folder (``default_root_dir``, TensorBoard and CSV logs, ``ModelCheckpoint`` without ``dirpath``), the configuration
@@ -87,9 +97,9 @@ class TuneReportCallback(Callback):
         missing: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
-        _check_choice("on", on, ("train_epoch_end", "validation_end"))
-        _check_choice("keep", keep, ("best+last", "last", "all"))
-        _check_choice("missing", missing, ("error", "skip"))
+        _checks.check_choice("on", on, ("train_epoch_end", "validation_end"))
+        _checks.check_choice("keep", keep, ("best+last", "last", "all"))
+        _checks.check_choice("missing", missing, ("error", "skip"))
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int):
             raise TypeError(f"every_n_epochs must be an int, got {every_n_epochs!r}")
         if every_n_epochs < 1:
@@ -106,7 +116,7 @@ class TuneReportCallback(Callback):
         self.keep: Keep = keep
         self.missing = missing
         self._reader = MetricReader(sources, missing)
-        self._decision = _CONTINUE
+        self._decision = CONTINUE
         self._resource = 0
         self._validations = 0
         self._best: dict[str, Any] | None = None
@@ -129,7 +139,8 @@ class TuneReportCallback(Callback):
     @property
     def decision(self) -> str:
         """The last answer of the tuner: ``"CONTINUE"``, ``"STOP"`` or ``"PAUSE"``."""
-        return self._decision
+        # Where Lightning forks or spawns the ranks, this process has not heard it.
+        return self._decision if self._decision != CONTINUE else noted_decision(self._reporter)
 
     # ---- state ---------------------------------------------------------------------------------------
 
@@ -185,6 +196,8 @@ class TuneReportCallback(Callback):
     def _move_in(self, trainer: Trainer) -> None:
         if self._reporter.connected and self._reporter.trial_dir is not None:
             _trainer.move_to_trial(trainer, Path(self._reporter.trial_dir) / _LIGHTNING_FOLDER)
+            if self._reporter.run > 0:
+                _trainer.overwrite_cli_config(trainer)
             if os.environ.get(ENV_VERBOSE) != "1":
                 _trainer.silence(trainer)
 
@@ -194,25 +207,26 @@ class TuneReportCallback(Callback):
         Raises:
             TypeError: If the Trainer is of the package ``pytorch_lightning``.
             TrialExit: If an earlier ``fit`` was stopped or paused.
-            ValueError: If the scheduler's metric or resource would not be reported.
+            ValueError: If the scheduler's metric or resource would not be reported, or under a strategy that is not
+                supported.
         """
-        if not isinstance(trainer, Trainer):
-            raise TypeError(
-                f"TuneReportCallback belongs to a Trainer of lightning.pytorch, got one of {type(trainer).__module__}: "
-                "the packages `lightning` and `pytorch_lightning` do not mix; write `import lightning.pytorch as pl`"
-            )
-        if self._decision != _CONTINUE:
-            raise TrialExit(self._decision)
+        _checks.check_trainer(trainer)
+        if (decision := self.decision) != CONTINUE:
+            end_process(trainer, decision)
+        if trainer.world_size > 1:
+            on_exit(lambda: self._rank_exits(trainer))
         if (
             stage != TrainerFn.FITTING
             or not self._is_training(trainer)
             or _trainer.is_search_for_lr_or_batch_size(trainer)
         ):
             return
+        _checks.check_strategy(trainer, self.checkpoint)
         self._reporter.send_rank(trainer.global_rank, trainer.world_size)
         self._move_in(trainer)
-        self._check_objective()
-        self._warn_of_minimum(trainer)
+        objective = self._reporter.objective
+        _checks.check_objective(objective, self._reader.sources, self.resource_attr)
+        _checks.warn_of_minimum(trainer, objective, self.every_n_epochs)
         self._last = _RunsLast(self)
         _trainer.add_callback(trainer, self._last)
         folder = self._reporter.checkpoint_dir
@@ -223,36 +237,6 @@ class TuneReportCallback(Callback):
         if config:
             for logger in trainer.loggers:
                 logger.log_hyperparams(config)
-
-    def _check_objective(self) -> None:
-        objective = self._reporter.objective
-        if objective is None:
-            return
-        names = list(self._reader.sources)
-        if objective["metric"] not in names:
-            raise ValueError(
-                f"the scheduler's metric {objective['metric']!r} is not reported{closest(objective['metric'], names)}; "
-                f"TuneReportCallback reports {', '.join(names)}: pass metrics={{{objective['metric']!r}: "
-                f"{next(iter(self._reader.sources.values()))!r}}}"
-            )
-        expected = objective.get("resource_attr")
-        if expected is not None and expected != self.resource_attr:
-            raise ValueError(
-                f"the scheduler's resource_attr is {expected!r}, but TuneReportCallback reports "
-                f"{self.resource_attr!r}: pass resource_attr={expected!r}"
-            )
-
-    def _warn_of_minimum(self, trainer: Trainer) -> None:
-        objective = self._reporter.objective
-        if objective is None or objective.get("resource_attr") is None:
-            return
-        late = trainer.min_epochs is not None and trainer.min_epochs > self.every_n_epochs
-        if late or trainer.min_steps is not None:
-            limit = f"min_epochs={trainer.min_epochs}" if late else f"min_steps={trainer.min_steps}"
-            rank_zero_warn(
-                f"Trainer({limit}) keeps a trial training that the scheduler stops or pauses before; leave it out in a "
-                "script that is tuned"
-            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a ``fit`` whose model is restored."""
@@ -287,15 +271,30 @@ class TuneReportCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the tuner that this trial fails, whatever its exit code will be."""
         self._release(trainer)
-        if not isinstance(exception, TrialExit):
-            from_outside = isinstance(exception, SIGTERMException | KeyboardInterrupt)
-            self._reporter.bye(False, "killed" if from_outside else None)
+        if not was_ended(exception):
+            self._reporter.bye(False, reason_of(trainer, exception))
+        elif not isinstance(exception, TrialExit) and not is_forked_rank(trainer):
+            # The ranks of this process were ended.
+            raise TrialExit(self.decision) from None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the Trainer as it was."""
         self._release(trainer)
+        if self._decision != CONTINUE and is_forked_rank(trainer):
+            _trainer.allow_no_more_ranks(trainer, self._decision)
         if multiprocessing.parent_process() is not None:
             self._reporter.close()  # a rank that multiprocessing forked ends without exit handlers
+
+    def _rank_exits(self, trainer: Trainer) -> None:
+        """Tell a rank whose Python code has failed from one that was killed; to be called when its process exits.
+
+        Lightning has no hook for it: exceptions of ranks that it has forked or spawned are handled in the process that
+        waits for them.
+        """
+        if trainer.state.finished:
+            release_gloo()
+        elif self._last is not None:
+            self._reporter.bye(False, "killed" if trainer.received_sigterm else None)
 
     def _release(self, trainer: Trainer) -> None:
         self._checkpoints.close()
@@ -326,20 +325,34 @@ class TuneReportCallback(Callback):
 
     def _report(self, trainer: Trainer, resource: int, is_last: bool) -> None:
         # Lightning may repeat the end of the epoch that a checkpoint was saved in.
-        if self._decision != _CONTINUE or resource <= self._resource:
+        if self._decision != CONTINUE or resource <= self._resource:
             return
         if resource % self.every_n_epochs and not is_last:
             return
-        values = on_rank_zero(trainer, lambda: self._reader.read(trainer))
+        values = self._reader.read(trainer)
         if values is None:
             return
         self._resource = resource
         improved = self._update_best(values, resource)
         self._checkpoints.save(trainer, resource, improved)
-        self._decision = on_rank_zero(trainer, lambda: self._reporter(**{self.resource_attr: resource}, **values))
+        try:
+            self._decision = on_rank_zero(trainer, lambda: self._ask(resource, values))
+        except TrialExit as end:
+            end_process(trainer, end.decision)
         self._checkpoints.report_answered(trainer)
-        if self._decision != _CONTINUE:
+        if self._decision != CONTINUE:
             trainer.should_stop = True
+
+    def _ask(self, resource: int, values: dict[str, float]) -> str:
+        """Report, on rank 0, and return the decision; leave a note of it for other processes of the trial."""
+        try:
+            decision = self._reporter(**{self.resource_attr: resource}, **values)
+        except TrialExit as end:  # the tuner is gone
+            note_decision(self._reporter, end.decision)
+            raise
+        if decision != CONTINUE:
+            note_decision(self._reporter, decision)
+        return decision
 
     def _update_best(self, values: dict[str, float], resource: int) -> bool:
         """Return whether the scheduler's metric is better than ever before in this trial."""
@@ -382,10 +395,3 @@ class _RunsLast(Checkpoint):
 def _is_last_epoch(trainer: Trainer) -> bool:
     steps_done = 0 <= trainer.max_steps <= trainer.global_step
     return trainer.current_epoch + 1 == trainer.max_epochs or steps_done or trainer.should_stop
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{closest(value, allowed)}"
-        )

@@ -17,8 +17,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from sthyper import StoppingCriterion, Tuner
+from sthyper.backend import LocalBackend
 from sthyper.backend.channel import ChannelServer, ClientBye, ClientReport
 from sthyper.callbacks import TuneReportCallback
+from sthyper.config_space import choice
 from sthyper.constants import (
     ENV_CHANNEL,
     ENV_CHECKPOINT_DIR,
@@ -29,6 +32,8 @@ from sthyper.constants import (
     ENV_TRIAL_DIR,
     ENV_TRIAL_ID,
 )
+from sthyper.schedulers import SchedulerDecision, TrialScheduler, TrialSuggestion
+from sthyper.trial import Trial
 
 
 @dataclass
@@ -105,8 +110,14 @@ class ScriptedTuner:
         done: threading.Event,
     ) -> None:
         resource_attr = (self.objective or {}).get("resource_attr") or "epoch"
-        while not done.is_set():
-            for key, _ in selector.select(0.02):
+        ending = False
+        while True:
+            # What was sent last is still read.
+            ready = selector.select(0.0 if ending else 0.02)
+            if ending and not ready:
+                return
+            ending = done.is_set()
+            for key, _ in ready:
                 key.data()
             for message in server.take():
                 if isinstance(message, ClientBye):
@@ -223,3 +234,63 @@ def make_tuner(tmp_path: Path) -> Callable[..., ScriptedTuner]:
 def tuner(make_tuner: Callable[..., ScriptedTuner]) -> ScriptedTuner:
     """A scripted tuner whose scheduler maximises ``acc``."""
     return make_tuner()
+
+
+class PlannedDecisions(TrialScheduler):
+    """Starts given configurations and stops and pauses them by plan; paused trials are resumed before new ones start.
+
+    Args:
+        configs: One for each trial; all have ``epochs``, the maximum resource.
+        plan: Trial -> epoch -> decision; all others are CONTINUE.
+    """
+
+    resource_attr = "epoch"
+    max_resource_attr = "epochs"
+    max_resource_level: int
+    random_seed = 0
+
+    def __init__(self, configs: list[dict[str, Any]], plan: dict[int, dict[int, str]]) -> None:
+        values = {name: list(dict.fromkeys(config[name] for config in configs)) for name in configs[0]}
+        super().__init__({name: choice(v) if len(v) > 1 else v[0] for name, v in values.items()})
+        self.max_resource_level = configs[0]["epochs"]
+        self.configs, self.plan = configs, plan
+        self.paused: list[int] = []
+
+    def _suggest(self, trial_id: int) -> TrialSuggestion | None:
+        if self.paused:
+            return TrialSuggestion.resume_suggestion(self.paused.pop(0))
+        return TrialSuggestion.start_suggestion(self.configs[trial_id]) if trial_id < len(self.configs) else None
+
+    def on_trial_result(self, trial: Trial, result: dict[str, Any]) -> str:
+        decision = self.plan.get(trial.trial_id, {}).get(result["epoch"], SchedulerDecision.CONTINUE)
+        if decision == SchedulerDecision.PAUSE:
+            self.paused.append(trial.trial_id)
+        return decision if result["epoch"] < self.max_resource_level else SchedulerDecision.STOP
+
+    def metric_names(self) -> list[str]:
+        return ["loss"]
+
+
+@pytest.fixture
+def tune() -> Callable[..., Tuner]:
+    """Run an experiment: ``tune(script, configs, plan, n_workers=2, backend={}, **options of the Tuner)``."""
+
+    def run(
+        script: Path | list[str],
+        configs: list[dict[str, Any]],
+        plan: dict[int, dict[int, str]] | None = None,
+        n_workers: int = 2,
+        backend: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Tuner:
+        tuner = Tuner(
+            LocalBackend(script, **backend or {}),
+            PlannedDecisions(configs, plan or {}),
+            StoppingCriterion(max_wallclock_time=600),
+            n_workers,
+            **options,
+        )
+        tuner.run()
+        return tuner
+
+    return run
