@@ -165,6 +165,7 @@ def final_metrics(value: object, objective: Mapping[str, Any] | None, name: str)
             raise ValueError(
                 f"{name} returned a dictionary without the metric {metric!r}, only {list(value)}"
                 f"{closest(metric, value)}"
+                + (f"; return it, or set metric={next(iter(value))!r} where the experiment is set up" if value else "")
             )
         metrics = check_metrics(value)
     else:

@@ -22,7 +22,7 @@ def load_model(path: Path, model: Any, map_location: Any, init_args: Mapping[str
 
     Raises:
         TypeError: If ``model`` is neither, or a module comes with ``init_args``.
-        ValueError: If the checkpoint is a folder, or no weights in it fit the module.
+        ValueError: If the checkpoint is a folder or cannot be read, or no weights in it fit the module.
     """
     import torch
 
@@ -41,17 +41,35 @@ def load_model(path: Path, model: Any, map_location: Any, init_args: Mapping[str
         return model.load_from_checkpoint(path, map_location=where, weights_only=True, **init_args)
     if init_args:
         raise TypeError(f"arguments {list(init_args)} are for a Lightning module class; {type(model).__name__} is made")
+    try:
+        checkpoint = torch.load(path, map_location=where, weights_only=True)
+    except Exception as error:  # pickle raises anything for what is none
+        raise ValueError(
+            f"{path} is no file of tensors and plain containers that torch.load(weights_only=True) can read "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
     wanted = model.state_dict()
-    checkpoint = torch.load(path, map_location=where, weights_only=True)
-    for state in _dictionaries(checkpoint):
-        if set(state) == set(wanted):
+    dictionaries = list(_dictionaries(checkpoint))
+    candidates = [state for state in dictionaries if set(state) == set(wanted)]
+    for state in candidates:
+        if all(_shape(state[name]) == _shape(value) for name, value in wanted.items()):
             model.load_state_dict(state)
             return model
-    names = [name for state in _dictionaries(checkpoint) for name in state]
+    if candidates:
+        name = next(n for n, value in wanted.items() if _shape(candidates[0][n]) != _shape(value))
+        raise ValueError(
+            f"{path} does not fit this {type(model).__name__}: {name!r} has shape {_shape(candidates[0][name])} there "
+            f"and {_shape(wanted[name])} in the module; make it with the hyperparameters of best_config()"
+        )
     example = next(iter(wanted), "")
-    raise ValueError(
-        f"{path} has no weights with the names of {type(model).__name__}, such as {example!r}{closest(example, names)}"
-    )
+    hint = closest(example, [name for state in dictionaries for name in state])
+    raise ValueError(f"{path} has no weights with the names of {type(model).__name__}, such as {example!r}{hint}")
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tensor, ``None`` for other entries of a state."""
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _dictionaries(value: Any) -> Iterator[Mapping[Any, Any]]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["tune"]
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_TRIALS = 20
 """Number of trials if neither ``max_trials`` nor ``max_time`` is given."""
 MOST_WORKERS = 4
@@ -139,7 +141,10 @@ def tune(
         warm_start=warm_start,
     )
     with _logging() if debug else nullcontext():
-        return tuner.run()
+        result = tuner.run()
+    if result.best_value is None:
+        logger.warning("no trial has reported a finite %r, so that there is no best one", made.metric_names()[0])
+    return result
 
 
 # ---- limits and workers ----------------------------------------------------------------------------------
@@ -263,8 +268,7 @@ def _method(name: str) -> type[TrialScheduler]:
     methods = {_plain(known): method for known, method in baselines_dict.items()}
     if _plain(name) not in methods:
         known = sorted({method.__name__ for method in baselines_dict.values()})
-        hint = closest(_plain(name), methods) or closest(name, known)
-        raise ValueError(f"scheduler={name!r} is unknown{hint}; known are {known}")
+        raise ValueError(f"scheduler={name!r} is unknown{closest(_plain(name), known)}; known are {known}")
     return methods[_plain(name)]
 
 
@@ -286,11 +290,11 @@ def _check_agreement(scheduler: TrialScheduler, wanted: _Objective) -> None:
     metric = scheduler.metric_names()[0]
     mode = scheduler.metric_mode()
     if wanted.metric is not None and wanted.metric != metric:
-        raise ValueError(f"metric={wanted.metric!r} disagrees with scheduler, a {kind} for metric {metric!r}")
+        raise ValueError(f"metric={wanted.metric!r} disagrees with scheduler: the metric of this {kind} is {metric!r}")
     first_mode = mode if isinstance(mode, str) else mode[0]
     if wanted.mode != first_mode:
         raise ValueError(
-            f"mode={wanted.mode!r} disagrees with scheduler, a {kind} with mode {first_mode!r}: pass that mode, too"
+            f"mode={wanted.mode!r} disagrees with scheduler: that of this {kind} is {first_mode!r}; pass it here, too"
         )
     for argument, value in (
         ("seed", wanted.seed),

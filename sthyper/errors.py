@@ -35,8 +35,9 @@ class MissingExtra(ImportError):
 
 
 def closest(name: object, valid: object) -> str:
-    """Return `` (did you mean 'x'?)`` for the valid name nearest to ``name``, or an empty string."""
+    """Return `` (did you mean 'x'?)`` for the valid name nearest to ``name`` whatever its case, or an empty string."""
     import difflib
 
-    matches = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)  # type: ignore[attr-defined]
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+    names = {str(v).casefold(): str(v) for v in valid}  # type: ignore[attr-defined]
+    matches = difflib.get_close_matches(str(name).casefold(), names, n=1, cutoff=0.5)
+    return f" (did you mean {names[matches[0]]!r}?)" if matches else ""

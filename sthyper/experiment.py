@@ -169,7 +169,8 @@ class ExperimentResult:
         Raises:
             FileNotFoundError: If the best trial has no checkpoint.
             TypeError: If ``model`` is neither, or ``init_args`` are given for a module.
-            ValueError: If no trial has reported a finite value, or no weights in the checkpoint fit the module.
+            ValueError: If no trial has reported a finite value, the checkpoint cannot be read, or no weights in it fit
+                the module.
         """
         from sthyper._load_model import load_model
 
@@ -327,6 +328,8 @@ def _find(tuner_name: str | Path, root: Path) -> Path:
         raise ValueError("tuner_name must not be empty")
     as_path, below_root = Path(name).expanduser(), root / name
     candidates = [as_path, below_root] if os.sep in name else [below_root, as_path]
+    if not Path(os.path.normpath(below_root)).is_relative_to(os.path.normpath(root)) or name in (".", ".."):
+        candidates = [as_path]  # a path that leads out of the folder counts from here, as everywhere
     for folder in candidates:
         if _is_experiment(folder):
             return folder

@@ -122,9 +122,10 @@ class ExperimentJournal:
     def _sync_loop(self) -> None:
         while True:
             self._dirty.wait()
+            # Before the look at `_closing`: cleared after it, the last wake-up of close() could be lost.
+            self._dirty.clear()
             if self._closing.wait(SYNC_INTERVAL):
                 return
-            self._dirty.clear()
             os.fsync(self._fd)
 
     def _cut_torn_line(self) -> None:

@@ -27,6 +27,7 @@ from sthyper.constants import (
     ENV_SEED,
     ENV_TRIAL_DIR,
     ENV_TRIAL_ID,
+    MAX_METRIC_DEPTH,
     MAX_REPORT_BYTES,
     REPORT_TAG,
     RESERVED_PREFIX,
@@ -37,10 +38,11 @@ from sthyper.constants import (
     ST_WORKER_TIMESTAMP,
 )
 
-__all__ = ["Reporter", "TrialExit", "check_metrics", "decode_floats", "encode_floats", "retrieve"]
+__all__ = ["Reporter", "TrialExit", "check_metrics", "decode_floats", "encode_floats", "metrics_fault", "retrieve"]
 
 _CONTINUE = "CONTINUE"
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_LARGEST = int(sys.float_info.max)
 
 # Set while a trial runs inside the tuner's own process (``launch="inline"``): answers reports without a socket.
 _inline_answer: Callable[[dict[str, Any]], str] | None = None
@@ -223,8 +225,11 @@ class Reporter:
 
     @property
     def checkpoint_dir(self) -> str | None:
-        """Folder for the trial's checkpoints (it may have to be made), ``None`` by hand."""
-        return os.environ.get(ENV_CHECKPOINT_DIR) or None
+        """Folder for the trial's checkpoints, which is made; ``None`` by hand."""
+        folder = os.environ.get(ENV_CHECKPOINT_DIR) or None
+        if folder is not None:
+            os.makedirs(folder, exist_ok=True)
+        return folder
 
     @property
     def last_resource(self) -> float | None:
@@ -294,14 +299,49 @@ def encode_floats(value: Any) -> Any:
 
 
 def decode_floats(value: Any) -> Any:
-    """Undo :func:`encode_floats`."""
+    """Undo :func:`encode_floats`; integers beyond the range of floats become infinities, as 1e999 does in JSON."""
     if isinstance(value, str):
         return _NON_FINITE.get(value, value)
+    if isinstance(value, int):
+        return _in_range(value)
     if isinstance(value, dict):
         return {k: decode_floats(v) for k, v in value.items()}
     if isinstance(value, list):
         return [decode_floats(v) for v in value]
     return value
+
+
+def metrics_fault(metrics: dict[str, Any]) -> str | None:
+    """Return why metrics that were read from JSON cannot be recorded; ``None`` if they can."""
+    values: list[Any] = [metrics]
+    for _ in range(MAX_METRIC_DEPTH + 1):
+        below: list[Any] = []
+        for value in values:
+            if value is None:
+                return "a null"
+            if isinstance(value, str):
+                if not _is_unicode(value):
+                    return "a text that is no valid Unicode"
+            elif isinstance(value, dict):
+                below += value.keys()
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+        if not below:
+            return None
+        values = below
+    return f"lists and objects of more than {MAX_METRIC_DEPTH} levels"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written to files (JSON may hold halves of characters)."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,7 +360,12 @@ def check_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
                 f"metric name {name!r} is not allowed: names that start with {RESERVED_PREFIX!r} are reserved; "
                 f"rename it, say to {name[len(RESERVED_PREFIX) :] or 'value'!r}"
             )
-        record[name] = _plain(name, value)
+        try:
+            record[name] = _plain(name, value)
+        except RecursionError:
+            raise ValueError(f"metric {name!r} holds itself, or too many levels of lists and dicts") from None
+    if (fault := metrics_fault(record)) is not None:
+        raise ValueError(f"the report holds {fault}, which cannot be sent: {list(record)}")
     return record
 
 
@@ -332,13 +377,20 @@ def _cost_per_hour() -> float | None:
     return cost
 
 
+def _in_range(value: int) -> int | float:
+    # Everything that computes with metrics would fail on integers that are no floats.
+    if -_LARGEST <= value <= _LARGEST:
+        return value
+    return math.inf if value > 0 else -math.inf
+
+
 def _plain(name: str, value: Any) -> Any:
     if value is None:
         raise ValueError(f"metric {name!r} is None; report a number, or leave the metric out")
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
-        return float(value) if isinstance(value, float) else int(value)
+        return float(value) if isinstance(value, float) else _in_range(int(value))
     if isinstance(value, dict):
         return {str(k): _plain(f"{name}[{k!r}]", v) for k, v in value.items()}
     if isinstance(value, list | tuple):

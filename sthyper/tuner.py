@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthyper._tune import tune
-from sthyper._tuning.checks import check_count, check_process, check_seconds, check_switches, metric_name, with_results
+from sthyper._tuning.checks import (
+    check_count,
+    check_process,
+    check_seconds,
+    check_switches,
+    metric_name,
+    users_stacklevel,
+    with_results,
+)
 from sthyper._tuning.identity import make_metadata, make_name, open_journal
 from sthyper._tuning.leftovers import end_leftovers
 from sthyper._tuning.loop import TuningLoop
@@ -83,7 +91,8 @@ class Tuner:
         max_restarts: Times that a trial which was killed from outside, or one of whose ranks was, is run again from its
             checkpoint. After that, with 0 at once, it fails.
         warm_start: Earlier experiments (results, names or paths) from which the scheduler learns first. Hyperparameters
-            are matched by name; trials that do not fit the space are skipped, and one warning counts them.
+            are matched by name; trials that do not fit the space are skipped, and one warning counts them. An
+            experiment passes on its own trials, not what it learnt from others.
 
     Raises:
         FileNotFoundError: If there is no experiment that ``warm_start`` names.
@@ -286,7 +295,8 @@ class Tuner:
         if self._loop.state.error is not None:
             raise self._loop.state.error
         if self._loop.interrupt is not None:
-            warnings.warn(f"tuning ended early: {self._loop.interrupt}", RuntimeWarning, stacklevel=2)
+            reason = self._loop.interrupt
+            warnings.warn(f"tuning ended early: {reason}", RuntimeWarning, stacklevel=users_stacklevel())
         return load_experiment(str(self.tuner_path))
 
     def _run_locked(self) -> None:

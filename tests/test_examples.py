@@ -62,12 +62,14 @@ def check_exactness(path: Path) -> None:
         assert seen == list(range(1, len(seen) + 1))
 
 
+@pytest.mark.slow
 def test_quickstart_with_few_trials(tmp_path: Path) -> None:
     out = run("quickstart.py", "--trials", "3", "--figure", "few.png", cwd=tmp_path)
     assert out.splitlines()[-1].startswith("best test accuracy: ")
     assert (tmp_path / "few.png").exists()
 
 
+@pytest.mark.slow
 def test_digits_with_checkpoints(tmp_path: Path) -> None:
     out = run("launch_digits.py", cwd=tmp_path)
     assert "best" in out
@@ -126,6 +128,7 @@ def test_lightning_ddp(tmp_path: Path) -> None:
         assert tested == (1 if trial_id in completed else 0)
 
 
+@pytest.mark.slow
 def test_train_digits_by_hand(tmp_path: Path) -> None:
     out = run("train_digits.py", "--epochs", "2", "--lr", "0.01", "--width", "32", "--dropout", "0.1", cwd=tmp_path)
     assert out.count("[tune-metric]") == 2
@@ -140,13 +143,13 @@ def test_custom_scheduler(tmp_path: Path) -> None:
 
 
 def test_tune_function(tmp_path: Path) -> None:
-    out = run("tune_function.py", "--trials", "8", cwd=tmp_path)
+    out = run("tune_function.py", "--trials", "4", cwd=tmp_path)
     found = re.match(r"best configuration: trial \d+, accuracy (\d\.\d{3})\n  lr: ", out)
     assert found is not None, out
     assert float(found[1]) > 0.9
     (experiment,) = (load_experiment(p.name) for p in Path(os.environ["STHYPER_FOLDER"]).iterdir())
     assert experiment.name.startswith("train-")
-    assert len(experiment.trials) == 8
+    assert len(experiment.trials) == 4
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,28 @@ def test_blocks_are_written_at_the_end_and_when_full(tmp_path: Path) -> None:
     assert len(list(read_journal(tmp_path))) >= 4
     journal.close()
     assert [record["n"] for record in read_journal(tmp_path)] == list(range(10))
+
+
+def test_closing_while_a_sync_begins(tmp_path: Path) -> None:
+    class Slow(threading.Event):
+        """Its waiter, once its time is over, does not get the processor until the journal is being closed."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if not (found := super().wait(timeout)):
+                over.set()
+                super().wait()
+                time.sleep(0.1)  # close() says more than this
+            return found
+
+    over = threading.Event()
+    journal = ExperimentJournal(tmp_path)
+    journal._closing = Slow()
+    journal.append({"type": "x"})
+    assert over.wait(5.0)
+    closing = threading.Thread(target=journal.close, daemon=True)
+    closing.start()
+    closing.join(5.0)
+    assert not closing.is_alive()
 
 
 def test_arguments_and_closed_journals(tmp_path: Path) -> None:

@@ -42,9 +42,7 @@ def run(save: Callable[[float, Path], Any], **options: Any) -> ExperimentResult:
     """Tune a function that saves a checkpoint; x is the value."""
 
     def train(x: float) -> float:
-        folder = Path(Reporter().checkpoint_dir or "")
-        folder.mkdir(exist_ok=True)
-        save(x, folder)
+        save(x, Path(Reporter().checkpoint_dir or ""))
         return x
 
     arguments = {"points_to_evaluate": POINTS, "max_trials": 3, "launch": "inline", **options}
@@ -103,9 +101,7 @@ def test_trials_without_a_finite_value_are_passed_over() -> None:
         torch.save(filled(x).state_dict(), folder / "model.pt")
 
     def train(x: float) -> float:
-        folder = Path(Reporter().checkpoint_dir or "")
-        folder.mkdir(exist_ok=True)
-        save(x, folder)
+        save(x, Path(Reporter().checkpoint_dir or ""))
         return {0.25: math.nan, 0.75: -math.inf}.get(x, x)
 
     result = tune(train, {"x": uniform(0.0, 1.0)}, points_to_evaluate=POINTS, max_trials=3, launch="inline")
@@ -137,8 +133,18 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
         result.load_best(nn.Linear)
     with pytest.raises(TypeError, match=r"\['bias'\] are for a Lightning module class"):
         result.load_best(nn.Linear(1, 1), bias=True)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match=r"fit this Linear: 'weight' has shape \(1, 1\) there and \(1, 2\) in the mod"):
         result.load_best(nn.Linear(2, 1))
+    result = run(lambda x, folder: (folder / "model.pt").write_text("hello"))
+    with pytest.raises(ValueError, match=r"model.pt is no file of tensors and plain containers .*Error"):
+        result.load_best(nn.Linear(1, 1))
+
+
+def test_of_several_weights_those_that_fit_are_taken() -> None:
+    def save(x: float, folder: Path) -> None:
+        torch.save({"small": filled(-x).state_dict(), "large": filled(x, 3).state_dict()}, folder / "model.pt")
+
+    assert run(save).load_best(nn.Linear(3, 1)).weight.flatten().tolist() == [0.25] * 3
 
 
 class _Evil:

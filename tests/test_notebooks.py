@@ -85,12 +85,10 @@ def readme_example() -> str:
     return match[1]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_the_example_of_the_readme(tmp_path: Path) -> None:
     example = readme_example()
     assert len(example.rstrip().splitlines()) <= 12
-    (text,) = run(cells(example), tmp_path, timeout=170.0)
+    (text,) = run(cells(example), tmp_path)
     assert "trial 0 started" in text
     assert "best " in text
     (folder,) = (tmp_path / "experiments").iterdir()

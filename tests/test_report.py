@@ -95,6 +95,14 @@ def test_retrieve_reads_bare_nan_and_passes_over_damage() -> None:
     assert record["b"] == -math.inf
 
 
+def test_integers_that_are_no_floats_are_infinite(capsys: pytest.CaptureFixture[str]) -> None:
+    largest = int(sys.float_info.max)
+    Reporter()(a=10**400, b=-(10**400), c=largest, d=[2**1024])
+    (record,) = printed(capsys)
+    assert [record[name] for name in "abcd"] == [math.inf, -math.inf, largest, [math.inf]]
+    assert decode_floats({"from a program": 10**400}) == {"from a program": math.inf}
+
+
 @given(
     st.recursive(
         st.floats()
@@ -256,6 +264,13 @@ def test_exit_says_bye_and_a_fork_has_its_own_client(channel: socket.socket) -> 
     assert len(set(hellos)) == 2
     assert [m["metrics"]["a"] for m in server.lines if m["type"] == "report"] in ([1, 2, 3], [1, 3, 2])
     assert wait_for(server, "bye", 1) == [{"type": "bye", "ok": True}]
+
+
+def test_the_folder_of_checkpoints_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Reporter().checkpoint_dir is None
+    monkeypatch.setenv("STHYPER_CHECKPOINT_DIR", str(tmp_path / "3" / "checkpoints"))
+    for _ in range(2):
+        assert Path(Reporter().checkpoint_dir or "").is_dir()
 
 
 def test_import_is_light() -> None:

@@ -444,6 +444,7 @@ def test_a_result_that_the_scheduler_cannot_use_is_passed_over(
         ({}, 0.5, TypeError, "metrics must be a dict"),
         ({}, [{"loss": 1.0}, 0.5], TypeError, "metrics must be a dict"),
         ({}, "loss", TypeError, "metrics must be a dict"),
+        ({}, [], ValueError, "metrics must hold at least one report"),
     ],
 )
 def test_bad_results_are_refused_at_once(

@@ -195,6 +195,25 @@ def test_without_limits_there_are_twenty_trials() -> None:
     assert len(tune(square, SPACE, launch="inline").trials) == 20
 
 
+def test_without_a_finite_value_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    result = tune(lambda x: math.nan if x < 2 else x, {"x": uniform(0.0, 1.0)}, max_trials=2, launch="inline")
+    assert result.best_value is None
+    assert "no trial has reported a finite 'value'" in caplog.text
+    caplog.clear()
+    tune(lambda x: x, {"x": uniform(0.0, 1.0)}, max_trials=1, launch="inline")
+    assert "finite" not in caplog.text
+
+
+def test_a_metric_that_was_not_named_is_told() -> None:
+    def report(x: float) -> None:
+        Reporter()(loss=x)
+
+    for function in (report, lambda x: {"loss": x}):
+        with pytest.raises(TrialFailed, match=r"without the metric 'value'.*|'value' is missing") as failure:
+            tune(function, {"x": uniform(0.0, 1.0)}, max_trials=1, max_failures=0, launch="inline")
+        assert "metric='loss' where the experiment is set up" in str(failure.value)
+
+
 def test_time_ends_it() -> None:
     def wait(x: float, n: int) -> float:
         time.sleep(0.05)
@@ -281,6 +300,20 @@ class Count(TunerCallback):
 
     def on_start_trial(self, trial: Trial) -> None:
         self.trials += 1
+
+
+def test_warnings_name_the_users_line(recwarn: pytest.WarningsRecorder) -> None:
+    space = {"x": uniform(0.0, 1.0)}
+    first = tune(lambda x: x, space, max_trials=1, launch="inline")
+    tune(lambda x: x, {"x": uniform(2.0, 3.0)}, max_trials=1, launch="inline", warm_start=[first])
+
+    def interrupt(x: float) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return x
+
+    tune(interrupt, space, max_trials=5, launch="inline")
+    assert [str(w.message).partition(":")[0] for w in recwarn] == ["warm_start", "tuning ended early"]
+    assert {w.filename for w in recwarn} == {__file__}
 
 
 def test_callbacks_are_called() -> None:
@@ -454,8 +487,8 @@ def asha(space: dict[str, Any]) -> TrialScheduler:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"scheduler": "ahsa"}, ValueError, r"scheduler='ahsa' is unknown \(did you mean 'asha'\?\); known are .*ASHA"),
-        ({"scheduler": "RandomSerach"}, ValueError, "did you mean 'randomsearch'"),
+        ({"scheduler": "ahsa"}, ValueError, r"scheduler='ahsa' is unknown \(did you mean 'ASHA'\?\); known are .*ASHA"),
+        ({"scheduler": "RandomSerach"}, ValueError, "did you mean 'RandomSearch'"),
         ({"scheduler": ASHA}, TypeError, "scheduler must be a scheduler, the name of one, or None"),
         ({"scheduler": "asha"}, ConfigSpaceError, 'add a constant such as "epochs": 27 to config_space'),
         ({"resource_attr": "epoch"}, ConfigSpaceError, 'add a constant such as "epochs": 27'),
@@ -475,6 +508,7 @@ def asha(space: dict[str, Any]) -> TrialScheduler:
         ({"seed": -1}, ValueError, "random_seed must be an int"),
         ({"warm_start": "earlier"}, TypeError, "warm_start must be a list"),
         ({"points_to_evaluate": [{"y": 1}]}, ConfigSpaceError, "'y' is not in the configuration space"),
+        ({"callbacks": 3}, TypeError, "callbacks must be a list of TunerCallback objects, got 3"),
         ({"name": "a/b"}, ValueError, "name 'a/b' is not allowed"),
         ({"max_failures": -1}, ValueError, "max_failures must be at least 0"),
     ],
@@ -488,8 +522,8 @@ def test_bad_arguments_are_refused(options: dict[str, Any], error: type[Exceptio
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"metric": "loss"}, "metric='loss' disagrees with scheduler, a ASHA for metric 'value'"),
-        ({"mode": "min"}, "mode='min' disagrees with scheduler, a ASHA with mode 'max'"),
+        ({"metric": "loss"}, "metric='loss' disagrees with scheduler: the metric of this ASHA is 'value'"),
+        ({"mode": "min"}, "mode='min' disagrees with scheduler: that of this ASHA is 'max'"),
         ({"seed": 1}, r"seed cannot be given together with a scheduler; pass it to ASHA\(...\)"),
         ({"points_to_evaluate": []}, "points_to_evaluate cannot be given"),
         ({"resource_attr": "epoch"}, "resource_attr cannot be given"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from multiprocessing.util import Finalize
 from typing import Any, NoReturn
 
-import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,10 +25,9 @@ __all__ = [
     "end_process",
     "gather",
     "is_forked_rank",
-    "on_exit",
+    "on_rank_exit",
     "on_rank_zero",
     "reason_of",
-    "release_gloo",
     "was_ended",
 ]
 
@@ -71,23 +73,27 @@ def is_forked_rank(trainer: Trainer) -> bool:
     return forks and multiprocessing.parent_process() is not None
 
 
-def on_exit(function: Callable[[], None]) -> None:
-    """Call ``function`` when this process exits, before the interpreter goes down; not when it is killed."""
-    if multiprocessing.parent_process() is None:
-        atexit.register(function)
-    else:  # these processes have no exit handlers
-        Finalize(None, function, exitpriority=100)
+def on_rank_exit(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Call ``function`` when this process, a rank that Lightning has forked or spawned, exits, unless it is killed.
 
-
-def release_gloo() -> None:
-    """End the threads of a gloo process group, in a rank that has nothing more to do with the others.
-
-    Those that release a tensor while the interpreter goes down abort the process, in some of a hundred exits; Lightning
-    cares for this with NCCL only.
+    A spawned rank that has done its work then ends before its interpreter is torn down: in some of a hundred exits a
+    thread of gloo that releases a tensor meanwhile would abort it (SIGABRT), and Lightning fail the whole training.
     """
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
-        distributed.destroy_process_group()
+    # Such processes have no other exit handlers.
+    Finalize(None, function, exitpriority=100)
+    if "--multiprocessing-fork" in sys.orig_argv:  # a fresh interpreter; forks are not torn down anyway
+        Finalize(None, _end_in_order, args=(trainer,), exitpriority=-1000)
+
+
+def _end_in_order(trainer: Trainer) -> None:
+    if not trainer.state.finished or sys.exc_info()[0] is not None:
+        return
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(0)
 
 
 def was_ended(exception: BaseException) -> bool:

@@ -19,10 +19,9 @@ from sthyper.callbacks.lightning._metrics import MetricReader, name_metrics
 from sthyper.callbacks.lightning._ranks import (
     end_process,
     is_forked_rank,
-    on_exit,
+    on_rank_exit,
     on_rank_zero,
     reason_of,
-    release_gloo,
     was_ended,
 )
 from sthyper.callbacks.lightning._saving import TrialCheckpoints
@@ -213,8 +212,8 @@ class TuneReportCallback(Callback):
         _checks.check_trainer(trainer)
         if (decision := self.decision) != CONTINUE:
             end_process(trainer, decision)
-        if trainer.world_size > 1:
-            on_exit(lambda: self._rank_exits(trainer))
+        if is_forked_rank(trainer):
+            on_rank_exit(trainer, lambda: self._rank_exits(trainer))
         if (
             stage != TrainerFn.FITTING
             or not self._is_training(trainer)
@@ -291,9 +290,7 @@ class TuneReportCallback(Callback):
         Lightning has no hook for it: exceptions of ranks that it has forked or spawned are handled in the process that
         waits for them.
         """
-        if trainer.state.finished:
-            release_gloo()
-        elif self._last is not None:
+        if self._last is not None:
             self._reporter.bye(False, "killed" if trainer.received_sigterm else None)
 
     def _release(self, trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sthyper.constants import ENV_TRIAL_ID
@@ -14,7 +14,15 @@ from sthyper.errors import ExperimentError, closest
 from sthyper.results_callback import StoreResultsCallback
 from sthyper.tuner_callback import TunerCallback
 
-__all__ = ["check_count", "check_process", "check_seconds", "check_switches", "metric_name", "with_results"]
+__all__ = [
+    "check_count",
+    "check_process",
+    "check_seconds",
+    "check_switches",
+    "metric_name",
+    "users_stacklevel",
+    "with_results",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +53,8 @@ def with_results(callbacks: Sequence[TunerCallback] | None) -> list[TunerCallbac
     """Return the callbacks, with one that stores the results in front if there is none."""
     if isinstance(callbacks, TunerCallback):
         raise TypeError(f"callbacks must be a list of TunerCallback objects, got one: callbacks=[{callbacks!r}]")
+    if callbacks is not None and not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be a list of TunerCallback objects, got {callbacks!r}")
     result = list(callbacks or [])
     for callback in result:
         if not isinstance(callback, TunerCallback):
@@ -65,6 +75,14 @@ def metric_name(names: list[str], metric: int | str) -> str:
     if not 0 <= metric < len(names):
         raise ValueError(f"metric must be a name or an index below {len(names)}, got {metric!r}")
     return names[metric]
+
+
+def users_stacklevel() -> int:
+    """Return the ``stacklevel`` with which a warning of the calling function names the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] == "sthyper" and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_process() -> None:

@@ -94,6 +94,8 @@ class Steering:
         reports = [metrics] if isinstance(metrics, Mapping) else metrics
         if isinstance(reports, str) or not isinstance(reports, Sequence):
             raise TypeError(f"metrics must be a dict such as {{'loss': 0.1}}, or a list of them, got {metrics!r}")
+        if not reports:
+            raise ValueError("metrics must hold at least one report such as {'loss': 0.1}, got []")
         results = [check_result(_plain(report), self._scheduler) for report in reports]
         with self._lock:
             self._check_open("add_result")

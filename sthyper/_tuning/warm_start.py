@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthyper._space.points import complete_config
+from sthyper._tuning.checks import users_stacklevel
 from sthyper._tuning.steering import Steering, check_result
 from sthyper.config_space import Domain, config_space_from_json_dict
 from sthyper.constants import RESERVED_PREFIX, ST_TRIAL_ID, ST_WORKER_COST, ST_WORKER_TIME
@@ -82,7 +83,7 @@ def add_experiments(
         warnings.warn(
             f"warm_start: {skipped.total()} of {skipped.total() + taken} configurations are skipped"
             + (f": {detail}{which}" if detail else ", the experiments have no results"),
-            stacklevel=3,
+            stacklevel=users_stacklevel(),
         )
 
 

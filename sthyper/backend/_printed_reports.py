@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sthyper.constants import MAX_REPORT_BYTES, REPORT_TAG
-from sthyper.report import decode_floats
+from sthyper.report import decode_floats, metrics_fault
 
 __all__ = ["PrintedReports"]
 
@@ -53,7 +53,10 @@ class PrintedReports:
         """
         found: list[dict[str, Any]] = []
         try:
-            if os.stat(self._path).st_size <= self._position and not (ended and self._rest):
+            size = os.stat(self._path).st_size
+            if size < self._position:  # the program, or a rotation of logs, has cut it
+                self._position, self._rest, self._skipping = 0, b"", False
+            if size == self._position and not (ended and self._rest):
                 return found
             with open(self._path, "rb") as file:
                 file.seek(self._position)
@@ -99,8 +102,8 @@ class PrintedReports:
             return
         if not isinstance(metrics, dict) or not metrics:
             self._fault("it is no JSON object with metrics", text)
-        elif None in metrics.values():
-            self._fault("a value is null", text)
+        elif (fault := metrics_fault(metrics)) is not None:
+            self._fault(f"it holds {fault}", text)
         else:
             found.append(metrics)
 

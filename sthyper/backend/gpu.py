@@ -235,7 +235,7 @@ class GpuPool:
         if n_workers > places:
             fitting = f"1/{math.ceil(n_workers / there)}" if n_workers > there else f"{there // n_workers}"
             raise ValueError(
-                f"n_workers={n_workers} trials with num_gpus_per_trial={per_trial!r} need more GPUs than {of_them}; "
+                f"n_workers={n_workers} trials with num_gpus_per_trial={per_trial!r} need more GPUs than the {there}; "
                 f"n_workers={places} or num_gpus_per_trial={fitting} fits"
             )
         return count

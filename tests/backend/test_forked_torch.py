@@ -14,7 +14,9 @@ def torch_driver(driver_class, tmp_path_factory):
     from sthyper.backend.launcher import Ready
 
     environ = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    driver = driver_class(tmp_path_factory.mktemp("torch"), ["torch", "torch.utils.data", "sklearn.cluster"], environ)
+    # With what the first optimiser of a process would load, as the backend has it.
+    modules = ["torch", "torch._dynamo", "torch.utils.data", "sklearn.cluster"]
+    driver = driver_class(tmp_path_factory.mktemp("torch"), modules, environ)
     driver.launcher.start()
     driver.of(Ready, timeout=60.0)
     assert driver.warnings() == []

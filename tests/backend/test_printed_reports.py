@@ -57,6 +57,16 @@ def test_output_of_earlier_runs_is_passed_over(file: Path) -> None:
     assert epochs(reports, ended=True) == [2]
 
 
+def test_a_file_that_was_cut_is_read_from_its_beginning(file: Path) -> None:
+    reports = PrintedReports(file)
+    append(file, b"a long line\n" + report(1) + b"\nhalf a")
+    assert epochs(reports) == [1]
+    file.write_bytes(report(2) + b"\n")
+    assert epochs(reports) == [2]
+    append(file, report(3) + b"\n")
+    assert epochs(reports, ended=True) == [3]
+
+
 def test_progress_bars_and_other_text_around_a_report(file: Path) -> None:
     reports = PrintedReports(file)
     bar = b"".join(b"\r%3d%%|####" % i for i in range(100)) * 300  # 240 kB without a newline

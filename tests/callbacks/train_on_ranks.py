@@ -7,6 +7,7 @@ Every rank appends the batches that it has trained on to ``batches-RANK`` in the
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -31,6 +32,12 @@ def note(name: str, *words: Any) -> None:
     """Append a line to a file in the trial's folder."""
     with open(FOLDER / name, "a") as file:
         print(*words, file=file)
+
+
+if __name__ == "__mp_main__":
+    # A spawned rank: what threads of gloo sometimes do while the interpreter is torn down.
+    libc = ctypes.CDLL(None)
+    libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
 
 
 class Model(LightningModule):
