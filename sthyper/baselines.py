@@ -142,6 +142,7 @@ class ASHA(HyperbandScheduler):
         bracket_distribution: Probabilities of the brackets.
         cost_attr: Name of a reported cost of a trial's current run; for ``type="promotion"`` the results have the
             cost over all runs as ``total_<cost_attr>``.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
 
     Raises:
         ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
@@ -174,6 +175,7 @@ class ASHA(HyperbandScheduler):
         rung_system_per_bracket: bool = False,
         bracket_distribution: BracketDistribution | None = None,
         cost_attr: str | None = None,
+        time_keeper: TimeKeeper | None = None,
     ) -> None:
         super().__init__(
             config_space,
@@ -196,6 +198,7 @@ class ASHA(HyperbandScheduler):
             rung_system_per_bracket=rung_system_per_bracket,
             bracket_distribution=bracket_distribution,
             cost_attr=cost_attr,
+            time_keeper=time_keeper,
         )
 
 

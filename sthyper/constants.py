@@ -80,6 +80,8 @@ ENV_VERBOSE = "STHYPER_VERBOSE"
 
 MAX_REPORT_BYTES = 50_000
 """Largest size of one report on the wire."""
+MAX_METRIC_DEPTH = 32
+"""Levels of lists and objects in the metrics of a report."""
 REPORT_TAG = "tune-metric"
 """Tag of a report that is printed on stdout."""
 MAX_TUNER_NAME_LENGTH = 63

@@ -89,7 +89,8 @@ class AskTellScheduler:
         self._check_open_trials()
         new_id = len(self._records)
         if self._queue:
-            suggestion: TrialSuggestion | None = self.base_scheduler.suggest_enqueued(new_id, self._queue.pop(0))
+            suggestion: TrialSuggestion | None = self.base_scheduler.suggest_enqueued(new_id, self._queue[0])
+            del self._queue[0]  # only now: it is not lost if the scheduler raises
         else:
             begun = self.base_scheduler.begin_suggest(new_id)
             suggestion = begun.finish(begun.compute()) if isinstance(begun, PendingSuggestion) else begun
@@ -114,7 +115,9 @@ class AskTellScheduler:
 
         Args:
             config: All hyperparameters; constants may be left out.
-            metrics: What was reported, or a list of reports in the order of the resource.
+            metrics: What was reported, or a list of reports in the order of the resource. A report at a resource that
+                is not above that of the one before it begins another evaluation of the configuration; without
+                resources each is one.
 
         Raises:
             ConfigSpaceError: If ``config`` lacks a hyperparameter, has an unknown one or a value outside its domain.
@@ -130,8 +133,12 @@ class AskTellScheduler:
         if not reports:
             raise ValueError("metrics must hold at least one report, the list is empty")
         results = [check_result(plain_metrics(report), scheduler) for report in reports]
-        self._added += 1
+        last: float | None = None
         for result in results:
+            resource = resource_of(result, scheduler.resource_attr)
+            if last is None or resource is None or resource <= last:
+                self._added += 1
+            last = resource
             scheduler.add_result(-self._added, dict(tuned), result)
 
     def _check_open_trials(self) -> None:
@@ -152,10 +159,8 @@ class AskTellScheduler:
         if source is not None and source not in self._records:
             name = type(self.base_scheduler).__name__
             raise ValueError(f"{name} wants to start from the checkpoint of trial {source}, which never started")
-        full, milestone = self._split_milestone(suggestion.config)
         seed = trial_seed(self._seed, trial_id)
-        if "seed" in full and self.base_scheduler.config_space.get("seed", 0) is None:
-            full["seed"] = seed
+        full, milestone = self._full_config(suggestion.config, seed)
         trial = Trial(trial_id, full, datetime.now(), seed=seed)
         record = TrialHistory(trial, milestone=milestone, checkpoint_trial_id=source)
         self._records[trial_id] = record
@@ -173,21 +178,22 @@ class AskTellScheduler:
             raise ValueError(f"{name} wants to resume trial {trial_id}, which {state}; only paused trials can go on")
         milestone, trial = None, record.trial
         if suggestion.config is not None:
-            full, milestone = self._split_milestone({**trial.config, **suggestion.config})
-            if "seed" in full and self.base_scheduler.config_space.get("seed", 0) is None:
-                full["seed"] = trial.seed
-            trial.config = full
+            trial.config, milestone = self._full_config({**trial.config, **suggestion.config}, trial.seed)
         record.begin_run()
         record.milestone = self.base_scheduler.milestone(trial_id) or milestone
         self.base_scheduler.on_trial_resume(trial)
         return record.asked()
 
-    def _split_milestone(self, config: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-        """Return the configuration with the full maximum resource, and the milestone that was in its place."""
+    def _full_config(self, config: dict[str, Any], seed: int | None) -> tuple[dict[str, Any], int | None]:
+        """Return the configuration with seed and maximum resource, and the milestone that was in place of that."""
+        full, space = copy.deepcopy(config), self.base_scheduler.config_space
+        if "seed" in full and space.get("seed", 0) is None:
+            full["seed"] = seed
         name = self.base_scheduler.max_resource_attr
-        if name is None or name not in config:
-            return copy.deepcopy(config), None
-        return copy.deepcopy({**config, name: self.base_scheduler.config_space[name]}), config[name]
+        if name is None or name not in full:
+            return full, None
+        milestone, full[name] = full[name], space[name]
+        return full, milestone
 
     # ---- tell ----------------------------------------------------------------------------------------
 
@@ -409,8 +415,8 @@ class AskTellScheduler:
             ValueError: If it is the state of another scheduler or of a later version.
         """
         name = type(self.base_scheduler).__name__
-        if not isinstance(state, Mapping) or "version" not in state:
-            raise ValueError("state must be what AskTellScheduler.state_dict() returned")
+        if not isinstance(state, Mapping) or not isinstance(state.get("version"), int):
+            raise ValueError(f"state must be what AskTellScheduler.state_dict() returned, got {type(state).__name__}")
         if state["version"] > _STATE_VERSION:
             raise ValueError(f"the state has version {state['version']}, this sthyper reads up to {_STATE_VERSION}")
         if state["scheduler_name"] != name:

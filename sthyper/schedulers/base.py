@@ -307,6 +307,7 @@ class TrialSchedulerWithSearcher(TrialScheduler):
 
     def _begin(self, trial_id: int) -> TrialSuggestion | PendingSuggestion:
         self._configure_searcher()
+        self._deliver_news()  # if get_config raised the last time, nobody has
         resume = self._promote(trial_id)
         if resume is not None:
             return resume
@@ -317,11 +318,14 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         )
 
     def _finish(self, trial_id: int, config: dict[str, Any] | None) -> TrialSuggestion | None:
+        self._deliver_news()
+        return None if config is None else self._new_trial(trial_id, config)
+
+    def _deliver_news(self) -> None:
         self._suggesting = False
         news, self._waiting_news = self._waiting_news, []
         for method, args in news:
             getattr(self.searcher, method)(*args)
-        return None if config is None else self._new_trial(trial_id, config)
 
     def _configure_searcher(self) -> None:
         if not self._configured:
@@ -332,6 +336,7 @@ class TrialSchedulerWithSearcher(TrialScheduler):
     def _tell_searcher(self, method: str, *args: Any) -> None:
         if not self._configured:
             self._configure_searcher()
+        self._clock.elapsed()  # so that a state that is saved after this event has its time
         if self._suggesting:
             self._waiting_news.append((method, args))
         else:
@@ -397,8 +402,10 @@ def report_value(result: dict[str, Any], metric: str, resource_attr: str | None 
         names = [k for k in result if not k.startswith("st_")]
         resource = f"{resource_attr}=..., " if resource_attr else ""
         call = f"report({resource}{metric}=...)" if metric.isidentifier() else f"report(**{{{metric!r}: ...}})"
+        others = [name for name in names if name != resource_attr]
         raise ReportError(
             f"metric {metric!r} is missing in the report, which has {names}{closest(metric, names)}; expected: {call}"
+            + (f", or metric={others[0]!r} where the experiment is set up" if others else "")
         )
     value = result[metric]
     if type(value) is float:  # by far the most frequent

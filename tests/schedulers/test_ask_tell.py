@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import textwrap
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from sthyper.errors import ReportError
 from sthyper.schedulers import (
     AskedTrial,
     AskTellScheduler,
+    BracketDistribution,
     FIFOScheduler,
     HyperbandScheduler,
     PendingSuggestion,
     TrialScheduler,
     TrialSuggestion,
 )
-from sthyper.searchers import BaseSearcher, RandomSearcher
+from sthyper.searchers import BaseSearcher, RandomSearcher, SearcherContext
 from sthyper.testing import drive, toy_curve
 from sthyper.testing._checks import check_plain, copies_of_state
 from sthyper.testing.simulation import Curve, toy_fraction
@@ -367,6 +369,29 @@ def test_states_that_cannot_be_loaded() -> None:
         AskTellScheduler(promotion()).load_state_dict({**state, "version": 9})
     with pytest.raises(ValueError, match=r"AskTellScheduler\.state_dict\(\)"):
         other.load_state_dict(RandomSearch(SPACE, "loss").state_dict())
+    with pytest.raises(ValueError, match=r"AskTellScheduler\.state_dict\(\) returned, got dict"):
+        other.load_state_dict({"version": "1"})
+
+
+def test_the_time_of_the_search_goes_on_after_loading() -> None:
+    class Timed(RandomSearcher):
+        def configure(self, context: SearcherContext) -> None:
+            super().configure(context)
+            self.context = context
+
+        def elapsed(self) -> float:
+            assert self.context.elapsed_time is not None
+            return self.context.elapsed_time()
+
+    first = Timed(SPACE)
+    scheduler = AskTellScheduler(FIFOScheduler(SPACE, "loss", searcher=first))
+    trial = ask(scheduler)
+    time.sleep(0.02)
+    scheduler.tell(trial, loss=0.5)  # nobody asks for the time
+    second = Timed(SPACE)
+    fresh = AskTellScheduler(FIFOScheduler(SPACE, "loss", searcher=second))
+    fresh.load_state_dict(scheduler.state_dict())
+    assert second.elapsed() >= 0.02
 
 
 # ---- trials ----------------------------------------------------------------------------------------------
@@ -646,6 +671,46 @@ def test_a_slow_searcher_is_waited_for() -> None:
     assert seen == [True] * 3
 
 
+def test_a_searcher_that_raised_knows_of_all_results_when_it_is_asked_again() -> None:
+    class Moody(Notes):
+        def __init__(self, config_space: dict[str, Any]) -> None:
+            super().__init__(config_space)
+            self.known: list[int] = []
+
+        def get_config(self, trial_id: int | str) -> dict[str, Any] | None:
+            self.known.append(len(self.learned))
+            if len(self.known) == 2:
+                raise RuntimeError("not now")
+            return super().get_config(trial_id)
+
+    searcher = Moody(SPACE)
+    scheduler = AskTellScheduler(FIFOScheduler(SPACE, "loss", searcher=searcher))
+    trial = ask(scheduler)
+    with pytest.raises(RuntimeError, match="not now"):
+        scheduler.ask()
+    scheduler.tell(trial, loss=0.5, done=True)
+    assert ask(scheduler).trial_id == 1
+    assert searcher.known == [0, 0, 2]
+
+
+def test_an_enqueued_configuration_outlives_an_error() -> None:
+    class Wrong(BracketDistribution):
+        answer: Any = "all of them"
+
+        def __call__(self) -> np.ndarray:
+            return self.answer
+
+    distribution = Wrong()
+    scheduler = AskTellScheduler(promotion(brackets=2, bracket_distribution=distribution))
+    scheduler.enqueue({"x": 0.125})
+    with pytest.raises(ValueError, match=r"Wrong\(\) must return 2 probabilities .* got 'all of them'"):
+        scheduler.ask()
+    distribution.answer = [0.0, 1.0]
+    trial = ask(scheduler)
+    assert (trial.trial_id, trial.config["x"], trial.milestone) == (0, 0.125, 3)
+    assert ask(scheduler).config["x"] != 0.125
+
+
 def test_none_means_nothing_now() -> None:
     scheduler = AskTellScheduler(
         ASHA({"a": choice([1, 2, 3]), "epochs": 9}, "loss", max_resource_attr="epochs", type="promotion")
@@ -693,12 +758,20 @@ def test_added_results_are_learned_from_and_not_suggested() -> None:
     scheduler = AskTellScheduler(FIFOScheduler(SMALL, "loss", searcher=searcher))
     scheduler.add_result({"a": "p"}, {"loss": 0.5})
     scheduler.add_result({"a": "q", "epochs": 9}, [{"loss": 0.75}, {"loss": np.float64(0.25)}])
-    assert searcher.learned == [(-1, 0.5, True), (-2, 0.75, True), (-2, 0.25, True)]
+    assert searcher.learned == [(-1, 0.5, True), (-2, 0.75, True), (-3, 0.25, True)]
     assert scheduler.trials == {}
     grid = AskTellScheduler(GridSearch(SMALL, "loss", points_to_evaluate=[]))
     grid.add_result({"a": "p"}, {"loss": 0.5})
     found = [grid.ask() for _ in range(4)]
     assert sorted(t.config["a"] for t in found if t is not None) == ["q", "r", "s"]
+
+
+def test_an_added_result_at_a_lower_resource_begins_another_evaluation() -> None:
+    searcher = Notes(SPACE)
+    scheduler = AskTellScheduler(HyperbandScheduler(SPACE, "loss", searcher=searcher, searcher_data="all"))
+    reports = [{"epoch": 2, "loss": 0.5}, {"epoch": 3, "loss": 0.25}, {"epoch": 1, "loss": 0.75}]
+    scheduler.add_result({"x": 0.5, "act": "relu"}, reports)
+    assert searcher.learned == [(-1, 0.5, True), (-1, 0.25, True), (-2, 0.75, True)]
 
 
 def test_added_results_count_in_rungs() -> None:

@@ -431,7 +431,8 @@ def test_the_bracket_of_a_number() -> None:
     assert [bracket_of([0.5, 0.25, 0.25], 3, u, "D") for u in (0.0, 0.499, 0.5, 0.75, 0.999)] == [0, 0, 1, 2, 2]
     assert bracket_of([0.0, 1.0], 2, 0.0, "D") == 1  # no chance is no chance
     assert bracket_of([1.0, 0.0], 2, 1 - 2**-53, "D") == 0
-    for bad in ([0.5, 0.5], [1.5, -0.5, 0.0], [math.nan, 0.5, 0.5], [0.3, 0.3, 0.3], [[1.0, 0.0, 0.0]]):
+    numbers: list[Any] = [[0.5, 0.5], [1.5, -0.5, 0.0], [math.nan, 0.5, 0.5], [0.3, 0.3, 0.3], [[1.0, 0.0, 0.0]]]
+    for bad in (*numbers, None, "abc", ["a", "b", "c"], {"a": 1.0}, [1.0, 0.0, [0.0]], [1j, 0.0, 0.0]):
         with pytest.raises(ValueError, match=r"bracket_distribution: D\(\) must return 3 probabilities that sum up"):
             bracket_of(bad, 3, 0.5, "D")
 
@@ -461,8 +462,21 @@ def test_the_attribute_is_checked_too() -> None:
 
 def test_a_state_of_other_brackets_is_refused() -> None:
     state = make(rung_system_per_bracket=True).state_dict()
-    with pytest.raises(ValueError, match="other brackets: 3 rung systems in place of 1"):
+    with pytest.raises(ValueError, match="brackets=3 with 3 rung systems in place of brackets=3 with 1"):
         make().load_state_dict(state)
+    with pytest.raises(ValueError, match="brackets=3 with 1 rung systems in place of brackets=2 with 1"):
+        make(brackets=2).load_state_dict(make().state_dict())
+
+
+def test_a_distribution_may_ask_the_scheduler_for_everything() -> None:
+    class Curious(Fixed):
+        def configure(self, scheduler: Any) -> None:
+            super().configure(scheduler)
+            self.asked = (scheduler.searcher_data, scheduler.cost_attr, scheduler.milestone(0))
+
+    distribution = Curious()
+    make(bracket_distribution=distribution, searcher_data="all", cost_attr="seconds")
+    assert distribution.asked == ("all", "seconds", None)
 
 
 def test_rung_systems_that_are_passed_have_brackets_too() -> None:

@@ -250,6 +250,11 @@ def test_arguments_are_checked() -> None:
         make(cost_attr="")
     with pytest.raises(ValueError, match="cost_attr and resource_attr must be different names, both are 'epoch'"):
         make(cost_attr="epoch")
+    for other in ({"metric": "total_cost"}, {"resource_attr": "total_cost"}):
+        names: dict[str, Any] = {"metric": "loss", "cost_attr": "cost", **other}
+        HyperbandScheduler(SPACE, **names)  # nothing is added up
+        with pytest.raises(ValueError, match="cost_attr='cost' is added up .* 'total_cost', which is the name of"):
+            HyperbandScheduler(SPACE, type="promotion", **names)
 
 
 def test_the_sum_of_a_trial() -> None:

@@ -15,6 +15,7 @@ from sthyper.errors import ConfigSpaceError, ReportError
 from sthyper.schedulers import FIFOScheduler
 from sthyper.searchers import BaseSearcher, RandomSearcher
 from sthyper.testing import drive
+from sthyper.time_keeper import RealTimeKeeper
 from sthyper.trial import Trial
 
 SPACE: dict[str, Any] = {"x": uniform(0, 1), "epochs": 4}
@@ -100,6 +101,13 @@ def test_arguments_are_checked() -> None:
         RandomSearch({}, "loss")
     with pytest.raises(TypeError, match="metric must be the name"):
         RandomSearch(SPACE, ["loss"])  # type: ignore[arg-type]
+
+
+def test_every_method_takes_a_clock() -> None:
+    for method in set(baselines_dict.values()):
+        method(SPACE, "loss", time_keeper=RealTimeKeeper())  # type: ignore[call-arg, arg-type]
+        with pytest.raises(TypeError, match="time_keeper must be a TimeKeeper, got 'noon'"):
+            method(SPACE, "loss", time_keeper="noon")  # type: ignore[call-arg, arg-type]
 
 
 def test_the_registry_has_both_spellings() -> None:

@@ -342,6 +342,14 @@ def test_a_state_of_other_levels_is_refused() -> None:
         PromotionRungSystem([1, 4], 9).load_state_dict(state)
 
 
+def test_a_state_of_another_kind_is_refused() -> None:
+    stopping, promotion = StoppingRungSystem([1, 3], 9), PromotionRungSystem([1, 3], 9)
+    with pytest.raises(ValueError, match="that of a PromotionRungSystem, this scheduler has a StoppingRungSystem"):
+        stopping.load_state_dict(promotion.state_dict())
+    with pytest.raises(ValueError, match="that of a StoppingRungSystem, this scheduler has a PromotionRungSystem"):
+        promotion.load_state_dict(stopping.state_dict())
+
+
 def test_a_report_does_not_cost_a_pass_over_the_rung() -> None:
     """Twenty times the entries: a rule that sorts or scans would take many times as long for the same reports."""
 

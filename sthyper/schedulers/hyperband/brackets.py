@@ -156,6 +156,7 @@ class HyperbandBracketManager:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes over time, as plain containers."""
         return {
+            "num_brackets": self.num_brackets,
             "rung_systems": [system.state_dict() for system in self._systems],
             "generator": None if self._generator is None else self._generator.bit_generator.state,
             "drawn": self._drawn,
@@ -165,12 +166,13 @@ class HyperbandBracketManager:
         """Restore what :meth:`state_dict` returned, into a manager made with the same arguments.
 
         Raises:
-            ValueError: If brackets or levels are others.
+            ValueError: If brackets, rung systems or levels are others.
         """
-        if len(state["rung_systems"]) != len(self._systems):
+        found = state["num_brackets"], len(state["rung_systems"])
+        if found != (self.num_brackets, len(self._systems)):
             raise ValueError(
-                f"the state is that of a scheduler with other brackets: {len(state['rung_systems'])} rung systems in "
-                f"place of {len(self._systems)}"
+                f"the state is that of a scheduler with other brackets: brackets={found[0]} with {found[1]} rung "
+                f"systems in place of brackets={self.num_brackets} with {len(self._systems)}"
             )
         for system, system_state in zip(self._systems, state["rung_systems"], strict=True):
             system.load_state_dict(system_state)
@@ -207,7 +209,10 @@ def bracket_of(probabilities: Any, num_brackets: int, uniform: float, source: st
     """
     import numpy as np
 
-    weights = np.asarray(probabilities, dtype=float)
+    try:
+        weights = np.asarray(probabilities, dtype=float)
+    except (TypeError, ValueError):  # texts, mappings, ragged lists
+        weights = np.empty(0)
     if (
         weights.shape != (num_brackets,)
         or not np.isfinite(weights).all()

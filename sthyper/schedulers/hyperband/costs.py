@@ -68,6 +68,7 @@ class CostAccounting:
     Args:
         cost_attr: Name of the reported cost, ``None`` for none.
         resource_attr: Name of the resource.
+        metric: Name of the metric.
         adds_up: Whether the total over a trial's runs counts, in place of what is reported.
 
     Attributes:
@@ -76,10 +77,10 @@ class CostAccounting:
 
     Raises:
         TypeError: If ``cost_attr`` is no name.
-        ValueError: If it is the name of the resource.
+        ValueError: If it is the name of the resource, or the total would take the name of resource or metric.
     """
 
-    def __init__(self, cost_attr: str | None, resource_attr: str, adds_up: bool) -> None:
+    def __init__(self, cost_attr: str | None, resource_attr: str, metric: str, adds_up: bool) -> None:
         if cost_attr is not None and (not isinstance(cost_attr, str) or not cost_attr):
             raise TypeError(f"cost_attr must be the name of a reported cost, got {cost_attr!r}")
         if cost_attr == resource_attr:
@@ -87,6 +88,11 @@ class CostAccounting:
         self.cost_attr = cost_attr
         self._adds_up = adds_up and cost_attr is not None
         self.name = f"total_{cost_attr}" if self._adds_up else cost_attr
+        if self._adds_up and self.name in (resource_attr, metric):
+            raise ValueError(
+                f"cost_attr={cost_attr!r} is added up over the runs of a trial as {self.name!r}, which is the name of "
+                f"the {'metric' if self.name == metric else 'resource'} already; choose another name"
+            )
         self.columns: dict[str, Any] = {}
         self._warned = False
 

@@ -249,14 +249,16 @@ class RungSystem(Described, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that changes over time, as plain containers."""
-        return {"max_t": self.max_t, "rungs": [rung.state_dict() for rung in self.rungs]}
+        return {"kind": type(self).__name__, "max_t": self.max_t, "rungs": [rung.state_dict() for rung in self.rungs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, into a system made with the same arguments.
 
         Raises:
-            ValueError: If the levels are others.
+            ValueError: If the kind of rung system or the levels are others.
         """
+        if state["kind"] != type(self).__name__:
+            raise ValueError(f"the state is that of a {state['kind']}, this scheduler has a {type(self).__name__}")
         if state["max_t"] != self.max_t or len(state["rungs"]) != len(self.rungs):
             raise ValueError(
                 "the state is that of a scheduler with other rung levels: "

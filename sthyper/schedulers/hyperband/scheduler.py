@@ -172,12 +172,6 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
             mode,
             self.random_seed,
         )
-        if bracket_distribution is not None and self.num_brackets == 1:
-            raise ValueError("bracket_distribution needs brackets=2 or more, there is one bracket")
-        if bracket_distribution is None:
-            self._use_distribution(DefaultHyperbandBracketDistribution())
-        else:
-            self.bracket_distribution = bracket_distribution
         self._rules = SearcherDataRules(
             searcher_data, register_pending_myopic, self.rung_system.rung_levels, self.max_resource_level
         )
@@ -185,10 +179,17 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         self.do_snapshots = _checked_bool("do_snapshots", do_snapshots)
         if self.do_snapshots and self.does_pause_resume():
             raise ValueError("do_snapshots=True needs type='stopping': the rung system pauses trials")
-        self._costs = CostAccounting(cost_attr, resource_attr, self.does_pause_resume())
+        self._costs = CostAccounting(cost_attr, resource_attr, metric, self.does_pause_resume())
         self._sign = -1.0 if mode == "max" else 1.0
         self._records: dict[int, TrialInformation] = {}
         self._skip_warned: set[int] = set()  # rung levels; only for not saying it twice
+        # Last, since a distribution may ask the scheduler for whatever it has.
+        if bracket_distribution is not None and self.num_brackets == 1:
+            raise ValueError("bracket_distribution needs brackets=2 or more, there is one bracket")
+        if bracket_distribution is None:
+            self._use_distribution(DefaultHyperbandBracketDistribution())
+        else:
+            self.bracket_distribution = bracket_distribution
 
     # ---- description ---------------------------------------------------------------------------------
 
