@@ -228,8 +228,8 @@ class TuneReportCallback(Callback):
         _checks.warn_of_minimum(trainer, objective, self.every_n_epochs)
         self._last = _RunsLast(self)
         _trainer.add_callback(trainer, self._last)
-        folder = self._reporter.checkpoint_dir
-        if self.checkpoint and folder is not None:
+        folder = self._reporter.checkpoint_dir if self.checkpoint else None
+        if folder is not None:
             self._checkpoints.open(trainer, folder, self._reporter.trial_id, restore=not self._had_fit)
         self._had_fit = True
         config = self._reporter.config

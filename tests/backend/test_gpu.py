@@ -427,7 +427,10 @@ def test_cuda_that_runs_already_is_warned_of(
 
 
 @pytest.mark.timeout(120)
-def test_the_fork_server_has_not_touched_cuda(nvidia_smi: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_fork_server_has_not_touched_cuda(
+    nvidia_smi: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)  # Lightning sets it when it is imported
     nvidia_smi(FOUR)
     script = tmp_path / "train.py"
     script.write_text(
