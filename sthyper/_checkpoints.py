@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sthyper.constants import ENV_LAST_RESOURCE, ENV_OBJECTIVE, ENV_RUN, ENV_TRIAL_ID
+from sthyper.paths import is_plain_name
 
 __all__ = ["StatefulObject", "TorchCheckpoints"]
 
@@ -72,7 +73,7 @@ class TorchCheckpoints:
                 raise TypeError(
                     f"state_dict_objects[{name!r}] must have state_dict() and load_state_dict(), got {obj!r}"
                 )
-        if not fname or Path(fname).name != fname:
+        if not is_plain_name(fname):
             raise ValueError(f"fname must be a plain file name, got {fname!r}")
         self._objects = dict(state_dict_objects)
         self._mutable = mutable_state if mutable_state is not None else {}

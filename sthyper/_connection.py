@@ -24,6 +24,8 @@ __all__ = ["PROTOCOL_VERSION", "Connection", "TrialExit", "loaded_packages"]
 
 PROTOCOL_VERSION = 1
 MAX_LOADED = 500
+LOCAL_ATTEMPTS = 4
+"""Times that a connection on the tuner's own machine is made again if it is lost before the first answer."""
 
 
 class TrialExit(SystemExit):
@@ -58,6 +60,7 @@ class Connection:
         self.rank: dict[str, Any] | None = None
         self.said_bye: bool | None = None
         self.socket: socket.socket | None = None
+        self.known = False
         self.buffer = b""
         atexit.register(self._at_exit)
 
@@ -70,18 +73,26 @@ class Connection:
         self.seq += 1
         line = f'{{"type":"report","seq":{seq},"metrics":{text}}}\n'.encode()
         deadline: float | None = None
+        attempts = 0
         while True:
             try:
                 self._open().sendall(line)
                 while True:
                     answer = self._read_answer()
+                    self.known = True
                     if answer.get("seq") == seq:
                         return str(answer["decision"])
-            except OSError:
+            except OSError as error:
                 self._drop()
                 if not self.remote:
-                    # The supervisor ends this trial; nothing that it still does would be recorded.
-                    raise TrialExit("LOST") from None
+                    attempts += 1
+                    gone = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+                    if gone or self.known or attempts > LOCAL_ATTEMPTS:
+                        # The supervisor ends this trial; nothing that it still does would be recorded.
+                        raise TrialExit("LOST") from None
+                    # A tuner that lives drops connections that were slow to say hello, in a flood of them.
+                    time.sleep(0.1 * (attempts - 1))
+                    continue
                 deadline = deadline or time.monotonic() + self.reconnect_grace
                 if time.monotonic() > deadline:
                     raise TrialExit("LOST") from None
@@ -134,7 +145,7 @@ class Connection:
             except OSError:
                 sock.close()
                 raise
-            self.socket, self.buffer = sock, b""
+            self.socket, self.buffer, self.known = sock, b"", False
             self._write(self.hello)
             if self.rank is not None:
                 self._write(self.rank)

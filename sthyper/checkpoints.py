@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sthyper.paths import is_plain_name
+
 __all__ = [
     "INDEX_NAME",
     "CheckpointInfo",
@@ -78,11 +80,18 @@ def list_checkpoints(folder: str | Path) -> list[CheckpointInfo]:
         found = [
             CheckpointInfo(root / e["name"], int(e["resource"]), e["trial_id"], bool(e["best"]), e["size"])
             for e in content["checkpoints"]
+            if _is_inside(e["name"])
         ]
     except (ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{root / INDEX_NAME} is no list of checkpoints ({error!r})", RuntimeWarning, stacklevel=2)
         return []
     return sorted((c for c in found if c.is_whole()), key=lambda c: c.resource)
+
+
+def _is_inside(name: str) -> bool:
+    if not is_plain_name(name):
+        raise ValueError(f"{name!r} is no name of a file in this folder")
+    return True
 
 
 def latest_checkpoint(folder: str | Path, not_after: float | None = None) -> Path | None:

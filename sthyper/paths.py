@@ -14,7 +14,7 @@ from sthyper.constants import (
     STHYPER_ENV_FOLDER,
 )
 
-__all__ = ["check_valid_name", "experiment_path", "name_from_base", "sanitize_name"]
+__all__ = ["check_valid_name", "experiment_path", "is_plain_name", "name_from_base", "sanitize_name"]
 
 _VALID_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*\Z")
 STAMP_PATTERN = r"\d{4}(-\d{2}){5}-\d{3}"
@@ -28,7 +28,12 @@ def experiment_path(tuner_name: str | None = None, local_path: str | Path | None
     Args:
         tuner_name: Name of the experiment; ``None`` for the folder that holds all of them.
         local_path: Folder that holds the experiments; default ``$STHYPER_FOLDER``, else ``~/sthyper``.
+
+    Raises:
+        ValueError: If the name is a path, or leads out of the folder.
     """
+    if tuner_name is not None and not is_plain_name(tuner_name):
+        raise ValueError(f"tuner_name must be the name of an experiment, not a path, got {tuner_name!r}")
     if local_path is not None:
         root = Path(local_path).expanduser()
     elif folder := os.environ.get(STHYPER_ENV_FOLDER):
@@ -37,6 +42,13 @@ def experiment_path(tuner_name: str | None = None, local_path: str | Path | None
         root = Path.home() / STHYPER_DEFAULT_FOLDER
     root = root.absolute()  # a trial in this process may change the working directory
     return root if tuner_name is None else root / tuner_name
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether ``name`` is the name of a file or folder: no path, nothing that leads elsewhere, no control character."""
+    return (
+        isinstance(name, str) and name not in ("", ".", "..") and not any(c in "/\\\x7f" or ord(c) < 32 for c in name)
+    )
 
 
 def check_valid_name(name: str) -> str:

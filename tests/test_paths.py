@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sthyper.paths import STAMP_PATTERN, check_valid_name, experiment_path, name_from_base, sanitize_name
+from sthyper.paths import STAMP_PATTERN, check_valid_name, experiment_path, is_plain_name, name_from_base, sanitize_name
 
 
 def test_folder_of_experiments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -18,6 +18,24 @@ def test_folder_of_experiments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("STHYPER_FOLDER", "~/elsewhere")
     assert experiment_path("a-1") == tmp_path / "elsewhere" / "a-1"
     assert experiment_path("a-1", local_path="~/mine") == tmp_path / "mine" / "a-1"
+
+
+LEADS_ELSEWHERE = ["", ".", "..", "../a", "a/b", "/etc", "a/..", "a\\b", "a\0b", "a\nb", "a\x1b[2Jb"]
+
+
+@pytest.mark.parametrize("name", LEADS_ELSEWHERE)
+def test_names_cannot_leave_the_folder(name: str, tmp_path: Path) -> None:
+    assert not is_plain_name(name)
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        experiment_path(name, tmp_path)
+    with pytest.raises(ValueError):
+        check_valid_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a_b", "a.b", "..a", "a b", "\u00e4"])
+def test_experiments_of_others_may_have_other_names(name: str, tmp_path: Path) -> None:
+    assert is_plain_name(name)
+    assert experiment_path(name, tmp_path) == tmp_path / name
 
 
 @pytest.mark.parametrize("name", ["a", "A9", "train-height", "a--b", "x" * 63])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sthyper.config_space import non_constant_hyperparameter_keys
+from sthyper.config_space import Domain, non_constant_hyperparameter_keys
 from sthyper.constants import ST_CHECKPOINT_DIR, ST_CONFIG_JSON_FNAME_ARG
 from sthyper.errors import closest
 
@@ -30,6 +30,8 @@ TRIAL_FIELDS = (
 """Properties of a trial that templates may name; an entry of the configuration space with the same name wins."""
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
+_SHELLS = frozenset({"ash", "bash", "dash", "fish", "ksh", "sh", "zsh"})
+_SCRIPT_OPTION = re.compile(r"-[a-zA-Z]*c")
 _SHELL = frozenset({"|", "||", "&", "&&", ";", "<", "<<", ">", ">>", "2>", "2>&1", "&>"})
 
 
@@ -70,6 +72,10 @@ class Command:
         """Raise ``ValueError`` if configurations of a space do not fit the templates."""
         tuned = non_constant_hyperparameter_keys(dict(config_space))
         known = [*config_space, *TRIAL_FIELDS]
+        for name in sorted(self.shell_fields.intersection(config_space)):
+            domain = config_space[name]
+            for value in getattr(domain, "categories", [] if isinstance(domain, Domain) else [domain]):
+                self._check_shell(name, value)
         for name in sorted(self.fields.difference(known)):
             raise ValueError(
                 f"entry_point: the template {{{name}}} is neither in config_space {list(config_space)} nor one of "
@@ -99,6 +105,24 @@ class Command:
                     "LocalBackend(..., pass_args_as_json=True), and load_config_json in a Python script"
                 )
 
+    @property
+    def shell_fields(self) -> frozenset[str]:
+        """Templates in scripts that a shell reads (``sh -c SCRIPT``)."""
+        found: set[str] = set()
+        for n, word in enumerate(self.words):
+            if _SCRIPT_OPTION.fullmatch(self.words[n - 1]) and any(
+                os.path.basename(w) in _SHELLS for w in self.words[: max(0, n - 1)]
+            ):
+                found.update(match[1] for match in _FIELD.finditer(word) if match[1] is not None)
+        return frozenset(found)
+
+    def _check_shell(self, name: str, value: object) -> None:
+        if shlex.quote(text := str(value)) != text:
+            raise ValueError(
+                f"config_space[{name!r}] has the value {value!r}, which the shell would not take for a word; hand "
+                f"it over as an argument: entry_point=['sh', '-c', 'program --{name} \"$1\"', 'sh', '{{{name}}}']"
+            )
+
     def line(
         self, config: Mapping[str, Any], properties: Mapping[str, str], pass_args_as_json: bool
     ) -> tuple[str, ...]:
@@ -116,6 +140,8 @@ class Command:
         if missing := sorted(self.fields.difference(values)):
             raise ValueError(f"the configuration {dict(config)} has no value for the template {{{missing[0]}}}")
         self.check_plain({name: value for name, value in values.items() if name in self.fields})
+        for name in self.shell_fields.intersection(config):
+            self._check_shell(name, config[name])
         words = [self.words[0], *(_fill(word, values) for word in self.words[1:])]
         if pass_args_as_json and ST_CONFIG_JSON_FNAME_ARG not in self.fields:
             words += [f"--{ST_CONFIG_JSON_FNAME_ARG}", properties[ST_CONFIG_JSON_FNAME_ARG]]

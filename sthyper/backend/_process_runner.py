@@ -224,6 +224,8 @@ class ProcessRunner:
         due = self._launcher.next_deadline()
         if due is not None:
             times.append(due)
+        if (due := self._channel.next_deadline()) is not None:
+            times.append(due)
         if end is not None:
             times.append(end)
         if any(s.printed is not None and not s.gone for s in self._runs.values()):

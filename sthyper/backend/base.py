@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -266,7 +267,7 @@ class TrialBackend(Described, ABC):
         """Return the folder of a trial."""
         if self.path is None:
             raise ValueError(f"{type(self).__name__} has no path yet; call set_path(results_root) first")
-        return self.path / "trials" / str(trial_id)
+        return self.path / "trials" / str(operator.index(trial_id))
 
     def checkpoint_trial_path(self, trial_id: int) -> Path:
         """Return the folder of a trial's checkpoints (it may not exist yet)."""

@@ -43,7 +43,7 @@ class Peer:
         self.socket.sendall(data)
 
     def hello(self, client: str = "c", trial_id: int = 0, run: int = 0, token: str = TOKEN, v: int = 1) -> None:
-        self.send(type="hello", v=v, token=token, trial_id=trial_id, run=run, client=client)
+        self.send(type="hello", v=v, token=token, trial_id=trial_id, run=run, client=client[-60:])
 
     def answer(self) -> dict[str, object]:
         data = b""
@@ -204,9 +204,15 @@ def test_garbage_after_a_hello_harms_nobody(data: list[bytes]) -> None:
 
 def test_connections_are_limited() -> None:
     served = Served(max_connections=2)
-    peers = [Peer(served.server.address) for _ in range(3)]
+    peers = [Peer(served.server.address) for _ in range(4)]
+    for trial_id, peer in zip((0, 0, 1, 2), peers, strict=True):
+        peer.hello(str(peer), trial_id=trial_id)
+    messages = served.until(lambda m: len(m) >= 2)
     served.pump()
-    assert peers[2].is_closed()
+    # Half of the connections at most for one trial, so the second of trial 0 does not shut trial 1 out.
+    assert [m.trial_id for m in messages if isinstance(m, ClientHello)] == [0, 1]
+    assert peers[1].is_closed()
+    assert peers[3].is_closed()
     served.server.close()
     served.selector.close()
 
