@@ -86,7 +86,7 @@ def read_experiment(folder: Path) -> ExperimentRecord:
         folder: The experiment's folder. A missing or empty folder gives an empty record.
 
     Raises:
-        ValueError: If the journal is damaged before its last line.
+        ValueError: If a newer version wrote the journal. Of a damaged one the good part is read, with a warning.
     """
     if (folder / ST_JOURNAL_FILENAME).is_file():
         return _JournalReader().read(folder)
@@ -112,7 +112,7 @@ class _JournalReader:
         self._last_row: dict[tuple[int, int, str], tuple[int, int]] = {}
 
     def read(self, folder: Path) -> ExperimentRecord:
-        for line in read_journal(folder):
+        for line in read_journal(folder, strict=False):
             match line.get("type"):
                 case "report":
                     self._undecided[_key(line)] = line

@@ -378,7 +378,9 @@ def _has_results(folder: Path) -> bool:
     if not (folder / ST_JOURNAL_FILENAME).is_file():
         return any((folder / name).is_file() for name in _EXPERIMENT_FILES[2:])
     try:
-        return any(line.get("type") == "decision" and line.get("counted") for line in read_journal(folder))
+        return any(
+            line.get("type") == "decision" and line.get("counted") for line in read_journal(folder, strict=False)
+        )
     except ValueError as error:
         logger.warning("%s is passed over: %s", folder, error)
         return False

@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
 import os
-import socket
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sthyper.constants import ST_JOURNAL_FILENAME, ST_LOCK_FILENAME
-from sthyper.errors import ExperimentError
+from sthyper._lock import ExperimentLock
+from sthyper.constants import ST_JOURNAL_FILENAME
 from sthyper.report import decode_floats, encode_floats
 
 __all__ = ["JOURNAL_VERSION", "ExperimentJournal", "ExperimentLock", "read_journal", "write_atomically"]
 
+logger = logging.getLogger(__name__)
+
 JOURNAL_VERSION = 1
 SYNC_INTERVAL = 0.2
 """Seconds that a line may wait for its sync to disk; ``kill -9`` loses nothing before either."""
-HEARTBEAT_INTERVAL = 10.0
 
 
 class ExperimentJournal:
     """Writes one JSON object a line; a line is in the operating system's hands when :meth:`append` returns.
 
-    Syncs to disk, which matter after a power loss only, are grouped in a thread.
+    Syncs to disk, which matter after a power loss only, are grouped in a thread. A last line that was torn when its
+    writer was killed is cut off before anything is appended; nothing else is ever cut or replaced.
 
     Args:
         path: The file, or the experiment's folder.
         sync: ``"group"``: at most 0.2 s late; ``"always"``: :meth:`append` waits for the sync.
         block_size: Number of bytes that are collected before they are written; 0 writes every line at once. For
             simulations, which cost nothing to repeat.
+        guard: Called before each write; what it raises keeps the line from being written.
 
     Raises:
-        ValueError: For an unknown ``sync`` or a negative ``block_size``.
+        OSError: If the file cannot be opened.
+        ValueError: For an unknown ``sync``, a negative ``block_size``, or a file that a newer version wrote or that is
+            no journal.
+
+    Attributes:
+        keep_trying: Calls the function that it is given, which writes; may call it again when that raises ``OSError``.
     """
 
-    def __init__(self, path: str | Path, sync: str = "group", block_size: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        sync: str = "group",
+        block_size: int = 0,
+        guard: Callable[[], None] | None = None,
+    ) -> None:
         if sync not in ("group", "always"):
             raise ValueError(f"sync must be 'group' or 'always', got {sync!r}")
         if block_size < 0:
             raise ValueError(f"block_size must be >= 0 bytes, got {block_size}")
-        path = Path(path)
-        self.path = path / ST_JOURNAL_FILENAME if path.is_dir() else path
+        self.path = _journal_file(path)
+        self.keep_trying: Callable[[Callable[[], None]], None] = lambda step: step()
+        self._broken = False
         self._sync = sync
         self._block_size = block_size
         self._block: list[bytes] = []
         self._block_bytes = 0
+        self._guard = guard
         self._cut_torn_line()
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._end = os.fstat(self._fd).st_size
+        self._torn = 0
         self._dirty = threading.Event()
         self._closing = threading.Event()
+        self._sync_error: OSError | None = None
         self._thread: threading.Thread | None = None
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; ``record["metrics"]`` and ``record["values"]`` may hold NaN and infinities.
 
         Raises:
-            OSError: If the line could not be written; the file then ends with the line before.
+            OSError: If the line could not be written; the file then ends with the line before, for good: what follows
+                from a line that is missing is not written either.
         """
         for key in ("metrics", "values"):
             if key in record:
@@ -72,26 +92,32 @@ class ExperimentJournal:
             if self._block_bytes >= self._block_size:
                 self.flush()
             return
-        self._write(line)
+        self._put(line)
 
     def flush(self) -> None:
         """Write what :meth:`append` has collected."""
         if self._block:
-            data, self._block, self._block_bytes = b"".join(self._block), [], 0
-            self._write(data)
+            data = b"".join(self._block)
+            self._put(data)
+            self._block, self._block_bytes = [], 0
 
     def close(self) -> None:
         """Write, sync and close; may be called twice."""
         if self._fd < 0:
             return
-        self.flush()
-        self._closing.set()
-        self._dirty.set()
-        if self._thread is not None:
-            self._thread.join()
-        os.fsync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        try:
+            self.flush()
+        finally:
+            self._closing.set()
+            self._dirty.set()
+            if self._thread is not None:
+                self._thread.join()
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                logger.warning("%s could not be synced to disk: %s", self.path, error)
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> ExperimentJournal:
         return self
@@ -99,25 +125,51 @@ class ExperimentJournal:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _put(self, data: bytes) -> None:
+        if self._broken:
+            raise OSError(errno.EIO, "a line before could not be written, the record ends there", str(self.path))
+        try:
+            self.keep_trying(lambda: self._write(data))
+        except BaseException:
+            self._broken = True
+            raise
+
     def _write(self, data: bytes) -> None:
         if self._fd < 0:
             raise ValueError(f"journal {self.path} is closed")
+        if self._guard is not None:
+            self._guard()
         done = 0
         try:
+            self._mend()
             while done < len(data):
                 done += os.write(self._fd, data[done:])
-        except OSError:
+            if self._sync == "always":
+                os.fsync(self._fd)
+        except OSError as error:
             # A short write (disk full) must not leave half a line for the next one to be glued to.
-            os.ftruncate(self._fd, self._end)
-            raise
+            self._torn += done
+            with contextlib.suppress(OSError):
+                self._truncate()
+            raise type(error)(error.errno, error.strerror, str(self.path)) from None
         self._end += len(data)
-        if self._sync == "always":
-            os.fsync(self._fd)
-        else:
+        if self._sync == "group":
             if self._thread is None:
                 self._thread = threading.Thread(target=self._sync_loop, name="sthyper-journal-sync", daemon=True)
                 self._thread.start()
             self._dirty.set()
+
+    def _mend(self) -> None:
+        """Set right what an earlier write or sync has failed to do; raise if it cannot be."""
+        self._truncate()
+        if self._sync_error is not None:
+            os.fsync(self._fd)
+            self._sync_error = None
+
+    def _truncate(self) -> None:
+        if self._torn:
+            os.ftruncate(self._fd, self._end)
+            self._torn = 0
 
     def _sync_loop(self) -> None:
         while True:
@@ -126,11 +178,19 @@ class ExperimentJournal:
             self._dirty.clear()
             if self._closing.wait(SYNC_INTERVAL):
                 return
-            os.fsync(self._fd)
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                # The next line is not written before this has been made good.
+                self._sync_error = error
 
     def _cut_torn_line(self) -> None:
+        """Cut off a last line that is not whole, in a file that this version may append to."""
         try:
             with open(self.path, "rb+") as file:
+                first = file.readline()
+                if first.endswith(b"\n"):
+                    _parse(first, self.path, 1)
                 size = file.seek(0, os.SEEK_END)
                 position = size
                 while position > 0:
@@ -143,42 +203,82 @@ class ExperimentJournal:
                     position -= step
                 if position < size:
                     file.truncate(position)
+                    torn = size - position
+                    logger.info("%s: a last line of %d bytes that was never whole is cut off", self.path, torn)
         except FileNotFoundError:
             pass
 
 
-def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_journal(path: str | Path, strict: bool = True) -> Iterator[dict[str, Any]]:
     """Yield the records of a journal in order; a torn last line is passed over.
+
+    A line that is there twice in a row counts once: no two events have the same line.
 
     Args:
         path: The file, or the experiment's folder. It may be read while it grows.
+        strict: Whether a damaged line is an error; otherwise the records before it are all, and a warning names it.
 
     Raises:
         FileNotFoundError: If there is no journal.
-        ValueError: If a line before the last is damaged (the message names it), or a newer version wrote the file.
+        ValueError: If a line is damaged (the message names it), or a newer version wrote the file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / ST_JOURNAL_FILENAME
+    path = _journal_file(path)
+    last = b""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
+            if line == last:
+                continue
+            last = line
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError("not an object")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is damaged: {error}") from None
-            if record.get("type") == "journal" and record.get("version", 0) > JOURNAL_VERSION:
-                raise ValueError(
-                    f"{path} has format version {record['version']}; this version of sthyper reads up to "
-                    f"{JOURNAL_VERSION}: upgrade sthyper"
-                )
-            for key in ("metrics", "values"):
-                if key in record:
-                    record[key] = decode_floats(record[key])
+                record = _parse(line, path, number)
+            except _Damaged as damage:
+                if strict:
+                    raise
+                logger.warning("%s; what comes before is shown", damage)
+                return
             yield record
+
+
+class _Damaged(ValueError):
+    """A line that cannot be read; says which."""
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Return the record of a line.
+
+    Raises:
+        ValueError: If it is damaged, or says that a newer version wrote the file.
+    """
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+            raise ValueError("it is no record")
+        for key in ("metrics", "values"):
+            if key in record:
+                if not isinstance(record[key], dict):
+                    raise ValueError(f"its {key} are no object")
+                record[key] = decode_floats(record[key])
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = "it holds zeros, as after a power loss" if b"\0" in line else error
+        raise _Damaged(f"{path}, line {number} is damaged: {reason}") from None
+    version = record.get("version")
+    if record["type"] == "journal" and version != JOURNAL_VERSION:
+        if not isinstance(version, int) or version < 1:
+            raise _Damaged(f"{path}, line {number} is damaged: {version!r} is no format version")
+        raise ValueError(
+            f"{path} has format version {version}; this version of sthyper reads up to {JOURNAL_VERSION}: upgrade "
+            "sthyper"
+        )
+    if number == 1 and record["type"] != "journal":
+        raise _Damaged(f"{path}, line 1 is damaged: a journal begins with a line of type 'journal'")
+    return record
+
+
+def _journal_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / ST_JOURNAL_FILENAME if path.is_dir() else path
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
@@ -188,77 +288,19 @@ def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
         path: The file.
         text: Its content.
         mode: Permissions, before the umask.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-class ExperimentLock:
-    """Marks an experiment as being run: ``lock`` holds host, pid, start time and a heartbeat.
-
-    Args:
-        folder: The experiment's folder.
 
     Raises:
-        ExperimentError: If a living tuner holds the lock.
+        OSError: If it cannot be written; the old content then stays. Names the file.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ST_LOCK_FILENAME
-        self._content = {"host": socket.gethostname(), "pid": os.getpid(), "start_time": _start_time(os.getpid())}
-        self._stop = threading.Event()
-        self._acquire()
-        self._thread = threading.Thread(target=self._beat, name="sthyper-lock-heartbeat", daemon=True)
-        self._thread.start()
-
-    def release(self) -> None:
-        """Remove the lock; may be called twice."""
-        self._stop.set()
-        self._thread.join()
-        self.path.unlink(missing_ok=True)
-
-    def _acquire(self) -> None:
-        try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        except FileExistsError:
-            try:
-                holder = json.loads(self.path.read_text())
-            except ValueError:
-                holder = {}
-            if _alive(holder):
-                raise ExperimentError(
-                    f"{self.path.parent} is run by process {holder['pid']} on {holder['host']}; wait until it has "
-                    "ended, or choose another tuner_name"
-                ) from None
-        self._write()
-
-    def _write(self) -> None:
-        write_atomically(self.path, json.dumps({**self._content, "heartbeat": time.time()}))
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_INTERVAL):
-            try:
-                self._write()
-            except OSError:
-                continue  # a full disk; the next beat tries again
-
-
-def _start_time(pid: int) -> float | None:
-    import psutil
-
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
-
-
-def _alive(holder: dict[str, Any]) -> bool:
-    if holder.get("host") != socket.gethostname():
-        return time.time() - holder.get("heartbeat", 0.0) < 60.0
-    started = _start_time(holder.get("pid", -1)) if holder.get("pid") else None
-    return started is not None and abs(started - (holder.get("start_time") or 0.0)) < 2.0
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise type(error)(error.errno, error.strerror, str(path)) from None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthyper._lock import LockLost
 from sthyper._tune import tune
 from sthyper._tuning.checks import (
     check_count,
@@ -29,6 +30,7 @@ from sthyper._tuning.leftovers import end_leftovers
 from sthyper._tuning.loop import TuningLoop
 from sthyper._tuning.parts import describe_parts, read_parts, rebuild_parts, write_parts
 from sthyper._tuning.recorded import recall
+from sthyper._tuning.room import RoomLost
 from sthyper._tuning.signals import signals_handled
 from sthyper._tuning.state import ExperimentState, LoopOptions
 from sthyper._tuning.steering import Steering
@@ -178,6 +180,7 @@ class Tuner:
         self._has_run = False
         self._told_end = False
         self._resumes = False
+        self._lock: ExperimentLock | None = None
         self._time_before = 0.0
         self._described = describe_parts(
             {
@@ -276,12 +279,14 @@ class Tuner:
         if (self.tuner_path / ST_JOURNAL_FILENAME).exists() and not self._resumes:
             raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
         self.trial_backend.set_path(self.trial_backend_path or self.tuner_path, self.name)
-        lock = ExperimentLock(self.tuner_path)
+        self._lock = lock = ExperimentLock(self.tuner_path)
         # Quiet means quiet: without a handler of the application Python prints warnings on stderr.
         silencer = logging.NullHandler()
         if os.environ.get(ENV_QUIET) == "1":
             logging.getLogger("sthyper").addHandler(silencer)
         try:
+            if (self.tuner_path / ST_JOURNAL_FILENAME).exists() and not self._resumes:  # another may have been faster
+                raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
             self._run_locked()
         finally:
             logging.getLogger("sthyper").removeHandler(silencer)
@@ -300,6 +305,7 @@ class Tuner:
         return load_experiment(str(self.tuner_path))
 
     def _run_locked(self) -> None:
+        assert self._lock is not None
         ended = False
         try:
             recorded = list(read_journal(self.tuner_path)) if self._resumes else []
@@ -311,7 +317,12 @@ class Tuner:
             self._write_metadata()
             write_parts(self.tuner_path, self._described)
             self.journal = open_journal(
-                self.tuner_path, self.metadata, self.n_workers, self.random_seed, new=not self._resumes
+                self.tuner_path,
+                self.metadata,
+                self.n_workers,
+                self.random_seed,
+                new=not self._resumes,
+                guard=self._lock.check,
             )
             self._loop = self._make_loop()
             if self._resumes:
@@ -323,8 +334,11 @@ class Tuner:
                     callback.on_tuning_start(self)
                     if self._resumes and isinstance(callback, StoreResultsCallback):
                         self._restore_results(callback)
-                self.trial_backend.run_loop(self._loop.run)
-                self._finish()
+                try:
+                    self.trial_backend.run_loop(self._loop.run)
+                    self._finish()
+                except RoomLost:
+                    self._give_up()
                 ended = True
         finally:
             if not ended:
@@ -392,6 +406,7 @@ class Tuner:
 
     def _make_loop(self) -> TuningLoop:
         assert self.journal is not None
+        assert self._lock is not None
         progress = None
         if (stream := progress_stream()) is not None:
             from sthyper.config_space import non_constant_hyperparameter_keys
@@ -429,6 +444,7 @@ class Tuner:
                 callbacks=self.callbacks,
                 clock=self._time,
                 progress=progress,
+                guard=self._lock.check,
             )
         )
 
@@ -449,28 +465,41 @@ class Tuner:
         self.trial_backend.close(wait=not at_once)
         if self._loop is None or self.journal is None or self._told_end:
             return
-        for trial_id, record in self._loop.state.records.items():
-            # The orders of decisions are carried out by the supervisor; a resumed tuner takes them as carried out.
-            if record.busy and record.order is None:
+        self.journal.keep_trying = lambda step: step()  # nothing is waited for any more
+        # The orders of decisions are carried out by the supervisor; a resumed tuner takes them as carried out.
+        records = self._loop.state.records.items()
+        running = {trial_id: record for trial_id, record in records if record.busy and record.order is None}
+        for trial_id, record in running.items():
+            record.trial.end_reason = "interrupted"
+            self.tuning_status.set_status(trial_id, Status.stopped, by_tuner=True)
+        try:
+            for trial_id, record in running.items():
                 line = {"type": "status", "trial_id": trial_id, "run": record.run, "status": "Stopped"}
-                self.journal.append({**line, "reason": "interrupted", "exit_code": None, "tuner_time": self._time()})
-                record.trial.end_reason = "interrupted"
-                self.tuning_status.set_status(trial_id, Status.stopped, by_tuner=True)
-        self._steering.close(self.journal)
-        self._write_end(f"{type(error).__name__}: {error}")
+                line |= {"reason": "interrupted", "exit_code": None, "tuner_time": self._time()}
+                self.journal.append(line)
+            self._steering.close(self.journal)
+            self._write_end(f"{type(error).__name__}: {error}")
+        except (OSError, LockLost) as failure:
+            logger.error("the record ends early, Tuner.resume goes on from there: %s", failure)
         if not at_once:
-            self._tell_end()
+            self._tell_end(lost=isinstance(error, LockLost))
 
     def _write_end(self, reason: str) -> None:
         assert self.journal is not None
         logger.info("tuning ended: %s", reason)
         self.journal.append({"type": "end", "reason": reason, "tuner_time": self._time()})
 
-    def _tell_end(self) -> None:
-        """Call ``on_tuning_end`` of all callbacks, whatever one of them raises; then raise the first error."""
+    def _tell_end(self, lost: bool = False) -> None:
+        """Call ``on_tuning_end`` of all callbacks, whatever one of them raises; then raise the first error.
+
+        Args:
+            lost: Whether the experiment is another tuner's now, whose table of results must not be overwritten.
+        """
         self._told_end = True
         errors = []
         for callback in self.callbacks:
+            if lost and isinstance(callback, StoreResultsCallback):
+                continue
             try:
                 callback.on_tuning_end()
             except Exception as error:

@@ -11,14 +11,36 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sthyper.errors import ExperimentError
-from sthyper.journal import ExperimentJournal, ExperimentLock, read_journal
+from sthyper import load_experiment
+from sthyper.constants import ST_TUNER_CREATION_TIMESTAMP
+from sthyper.experiment import list_experiments
+from sthyper.journal import ExperimentJournal, read_journal, write_atomically
+
+HEAD = {"type": "journal", "version": 1}
+HEAD_LINE = json.dumps(HEAD).encode() + b"\n"
+
+
+def numbers(path: Path, **options: bool) -> list[int]:
+    """The numbers of all records behind the head."""
+    first, *records = read_journal(path, **options)
+    assert first == HEAD
+    return [record["n"] for record in records]
+
+
+def write(path: Path, *lines: bytes) -> Path:
+    path.write_bytes(HEAD_LINE + b"".join(lines))
+    return path
+
+
+def line(n: int) -> bytes:
+    return json.dumps({"type": "x", "n": n}).encode() + b"\n"
 
 
 def test_lines_come_back_in_order_with_non_finite_values(tmp_path: Path) -> None:
@@ -38,70 +60,223 @@ def test_an_appended_line_survives_sigkill(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\nfrom sthyper.journal import ExperimentJournal\n"
         "j = ExperimentJournal(sys.argv[1])\n"
+        "j.append({'type': 'journal', 'version': 1})\n"
         "for i in range(100): j.append({'type': 'report', 'n': i})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=30)
     assert done.returncode == -signal.SIGKILL
-    assert [record["n"] for record in read_journal(tmp_path)] == list(range(100))
+    assert numbers(tmp_path) == list(range(100))
 
 
 @given(cut=st.integers(1, 60))
 def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    lines = [json.dumps({"type": "x", "n": n}).encode() + b"\n" for n in range(3)]
-    whole = b"".join(lines)
-    path.write_bytes(whole[: max(0, len(whole) - cut)])
-    kept = [record["n"] for record in read_journal(path)]
+    whole = b"".join(line(n) for n in range(3))
+    write(path, whole[: max(0, len(whole) - cut)])
+    kept = numbers(path)
     assert kept == list(range(len(kept)))
+    assert len(kept) < 3
     with ExperimentJournal(path) as journal:
         journal.append({"type": "x", "n": 99})
-    assert [record["n"] for record in read_journal(path)] == [*kept, 99]
+    assert numbers(path) == [*kept, 99]
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    path.write_text('{"type": "a"}\n{"type": \n{"type": "b"}\n')
+    path = write(tmp_path / "journal.jsonl", b'{"type": \n', line(1))
     with pytest.raises(ValueError, match="line 2 is damaged"):
         list(read_journal(path))
 
 
+DAMAGES = {
+    "garbage": b"\xff\xfe\xfd\n",
+    "zeros": b"\0" * 700 + b'"n": 7}\n',
+    "no object": b"[1, 2]\n",
+    "no type": b'{"n": 1}\n',
+    "empty line": b"\n",
+    "deep": b"[" * 100_000 + b"\n",
+    "metrics": b'{"type": "report", "metrics": 3}\n',
+    "half a line": b'{"type": "x", "n{"type": "x", "n": 3}\n',
+    "version": b'{"type": "journal", "version": "new"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_journal_is_read_as_far_as_it_is_good(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = write(tmp_path / "journal.jsonl", line(1), line(2), DAMAGES[kind], line(4))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="line 4 is damaged"):
+        list(read_journal(path))
+    assert numbers(path, strict=False) == [1, 2]
+    warning = [record.getMessage() for record in caplog.records]
+    assert len(warning) == 1
+    assert f"{path}, line 4 is damaged" in warning[0]
+    if kind == "zeros":
+        assert "power loss" in warning[0]
+    assert path.read_bytes() == before
+
+
+def test_zeros_at_the_end_are_a_torn_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "journal.jsonl", line(1), b'{"type": "x"' + b"\0" * 5000)
+    assert numbers(path) == [1]
+    with ExperimentJournal(path) as journal:
+        journal.append({"type": "x", "n": 2})
+    assert numbers(path) == [1, 2]
+
+
+def test_a_line_that_is_there_twice_counts_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "journal.jsonl", line(1), line(2), line(2))
+    assert numbers(path) == [1, 2]
+    with ExperimentJournal(path) as journal:
+        journal.append({"type": "x", "n": 3})
+    assert numbers(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"type": "jour'])
+def test_an_empty_file_is_a_journal_that_begins(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(content)
+    assert list(read_journal(path)) == []
+    with ExperimentJournal(path) as journal:
+        journal.append(HEAD)
+    assert list(read_journal(path)) == [HEAD]
+
+
+@pytest.mark.parametrize("first", [line(1), b"name,value\n", b"\0\0\0\n"])
+def test_what_is_no_journal_is_neither_read_nor_written(tmp_path: Path, first: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(first + line(2) + b"torn")
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        list(read_journal(path))
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        ExperimentJournal(path)
+    assert path.read_bytes() == first + line(2) + b"torn"
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"type": "journal", "version": 99}\n')
-    with pytest.raises(ValueError, match="upgrade sthyper"):
-        list(read_journal(path))
+    content = b'{"type": "journal", "version": 99}\n{"type": "torn'
+    path.write_bytes(content)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match="format version 99.* upgrade sthyper"):
+            list(read_journal(path, strict=strict))
+    with pytest.raises(ValueError, match="format version 99.* upgrade sthyper"):
+        ExperimentJournal(path)
+    assert path.read_bytes() == content
+
+
+def test_the_good_part_of_a_damaged_experiment_is_shown(
+    experiment_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = experiment_folder / "damaged"
+    folder.mkdir(parents=True)
+    metadata = {"metric_names": ["loss"], "metric_mode": "min", ST_TUNER_CREATION_TIMESTAMP: 1.0}
+    write_atomically(folder / "metadata.json", json.dumps(metadata))
+    with ExperimentJournal(folder) as journal:
+        journal.append(HEAD)
+        journal.append({"type": "metadata", "metadata": metadata})
+        for trial_id in range(3):
+            head = {"trial_id": trial_id, "run": 0}
+            journal.append({"type": "start", **head, "config": {"x": trial_id}, "seed": 0})
+            report = {**head, "client": "c", "seq": 0}
+            journal.append({"type": "report", **report, "metrics": {"loss": -trial_id}, "tuner_time": 1.0})
+            journal.append({"type": "decision", **report, "decision": "CONTINUE", "counted": True})
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:9], b"\0" * len(lines[9]) + b"\n", *lines[10:]]))
+    result = load_experiment(folder)
+    assert (result.best_trial_id, result.best_value, len(result.trials)) == (1, -1, 3)
+    assert f"{path}, line 10 is damaged" in caplog.text
+    assert [experiment.name for experiment in list_experiments()] == ["damaged"]
+
+
+def test_a_line_that_is_missing_ends_the_record(tmp_path: Path) -> None:
+    def guard() -> None:
+        if refused:
+            raise RuntimeError(refused[0])
+
+    refused: list[str] = []
+    with ExperimentJournal(tmp_path, guard=guard) as journal:
+        journal.append(HEAD)
+        refused.append("not yours")
+        with pytest.raises(RuntimeError, match="not yours"):
+            journal.append({"type": "x", "n": 1})
+        refused.clear()
+        with pytest.raises(OSError, match=r"a line before could not be written.*journal\.jsonl"):
+            journal.append({"type": "x", "n": 2})
+    assert numbers(tmp_path) == []
 
 
 def test_a_short_write_leaves_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (190, 190))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     code = (
         "import sys\nfrom sthyper.journal import ExperimentJournal\nj = ExperimentJournal(sys.argv[1])\n"
+        "j.append({'type': 'journal', 'version': 1})\n"
         "try:\n    for n in range(50): j.append({'type': 'x', 'n': n, 'fill': 'y' * 20})\n"
-        "except OSError: print('full at', n)\n"
+        "except OSError as error: print('full at', n, error.filename)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], preexec_fn=limited, capture_output=True, text=True, timeout=30
     )
-    assert done.stdout.strip() == "full at 3"
+    assert done.stdout.strip() == f"full at 3 {path}"
     assert path.read_bytes().endswith(b"\n")
-    assert [record["n"] for record in read_journal(path)] == [0, 1, 2]
+    assert numbers(path) == [0, 1, 2]
 
 
 def test_blocks_are_written_at_the_end_and_when_full(tmp_path: Path) -> None:
     journal = ExperimentJournal(tmp_path, block_size=100)
+    journal.append(HEAD)
     journal.append({"type": "x", "n": 0})
     assert list(read_journal(tmp_path)) == []
     for n in range(1, 10):
         journal.append({"type": "x", "n": n})
     assert len(list(read_journal(tmp_path))) >= 4
     journal.close()
-    assert [record["n"] for record in read_journal(tmp_path)] == list(range(10))
+    assert numbers(tmp_path) == list(range(10))
+
+
+def test_a_block_that_could_not_be_written_is_not_lost(tmp_path: Path) -> None:
+    journal = ExperimentJournal(tmp_path, block_size=10)
+
+    def again(step: Callable[[], None]) -> None:
+        with pytest.raises(OSError, match="too large"):
+            step()
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        step()
+
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        journal.append(HEAD)
+        journal.keep_trying = again
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(HEAD_LINE) + 4, old[1]))
+        journal.append({"type": "x", "n": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    journal.close()
+    assert numbers(tmp_path) == [1]
+
+
+def test_a_file_that_cannot_be_written_keeps_its_content_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.json"
+    write_atomically(path, "old")
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, old[1]))
+        with pytest.raises(OSError, match=r"metadata\.json"):
+            write_atomically(path, "new" * 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["metadata.json"]
 
 
 def test_closing_while_a_sync_begins(tmp_path: Path) -> None:
@@ -137,20 +312,3 @@ def test_arguments_and_closed_journals(tmp_path: Path) -> None:
     journal.close()
     with pytest.raises(ValueError, match="closed"):
         journal.append({"type": "x"})
-
-
-def test_lock_is_exclusive_while_its_holder_lives(tmp_path: Path) -> None:
-    lock = ExperimentLock(tmp_path)
-    try:
-        holder = json.loads((tmp_path / "lock").read_text())
-        assert holder["pid"] == os.getpid()
-        assert {"host", "start_time", "heartbeat"} <= set(holder)
-        with pytest.raises(ExperimentError, match=str(os.getpid())):
-            ExperimentLock(tmp_path)
-    finally:
-        lock.release()
-    assert not (tmp_path / "lock").exists()
-    # A dead process of this machine holds nothing.
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    (tmp_path / "lock").write_text(json.dumps({**holder, "pid": int(dead.stdout)}))
-    ExperimentLock(tmp_path).release()

@@ -31,7 +31,7 @@ LAYERS: list[dict[str, set[str]]] = [
         }
     },
     {"backend side": {"backend"}, "scheduler side": {"schedulers"}},
-    {"backend side": {"journal"}, "scheduler side": {"searchers"}},
+    {"backend side": {"journal", "_lock"}, "scheduler side": {"searchers"}},
     {"": {"results_callback", "_result_table"}},
     {"": {"tuner_callback", "tuning_status", "_metrics_statistics", "stopping_criterion", "time_keeper"}},
     {"": {"trial", "report", "config_space", "encoding", "constants", "utils", "errors", "paths", "checkpoints"}},

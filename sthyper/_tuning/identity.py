@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ def make_metadata(
 
 
 def open_journal(
-    folder: Path, metadata: dict[str, Any], n_workers: int, seed: int, new: bool = True
+    folder: Path,
+    metadata: dict[str, Any],
+    n_workers: int,
+    seed: int,
+    new: bool = True,
+    guard: Callable[[], None] | None = None,
 ) -> ExperimentJournal:
     """Open the journal of an experiment and write its first lines, or those of another session.
 
@@ -81,8 +87,9 @@ def open_journal(
         n_workers: Number of trials that run at the same time.
         seed: Seed of the experiment.
         new: Whether the experiment is new; otherwise it is resumed.
+        guard: Called before each write.
     """
-    journal = ExperimentJournal(folder)
+    journal = ExperimentJournal(folder, guard=guard)
     now = time.time()
     if new:
         journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})

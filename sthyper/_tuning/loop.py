@@ -6,10 +6,12 @@ import logging
 import time
 
 from sthyper._tuning.outcomes import Outcomes
+from sthyper._tuning.room import RoomWatch
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.suggestions import Suggestions
 from sthyper.backend._preload import loading_message
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
+from sthyper.journal import ExperimentJournal
 from sthyper.stopping_criterion import StoppingCriterion
 
 __all__ = ["TuningLoop"]
@@ -39,11 +41,16 @@ class TuningLoop:
         self.abandoned = False
         self.suggestions = Suggestions(state)
         self._outcomes = Outcomes(state, restart=self.suggestions.restart)
+        self._room = RoomWatch(state, leaves=lambda: self.abandoned or self.interrupt is not None)
+        state.backend.keep_trying = self._room.keep_trying
+        if isinstance(state.journal, ExperimentJournal):
+            state.journal.keep_trying = self._room.keep_trying
 
     def run(self) -> None:
         """Run until the experiment has ended; ``state.end_reason`` then says why."""
         state = self.state
         while not self.abandoned:
+            self._room.keep_trying(state.guard)
             for callback in state.callbacks:
                 callback.on_loop_start()
             if self.interrupt is not None and not state.ending:
@@ -53,7 +60,7 @@ class TuningLoop:
             if self._is_over():
                 return
             started = time.monotonic()
-            for event in state.backend.events(self._wait()):
+            for event in state.events(self._wait()):
                 self.handle(event)
                 if self.abandoned:
                     return

@@ -9,7 +9,7 @@ from typing import Any
 from sthyper._tuning.final_checkpoints import FinalCheckpoints
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
-from sthyper.backend._runs import read_tail
+from sthyper.backend._runs import DISK_FULL, read_tail
 from sthyper.backend.base import EndEvent, ReportEvent
 from sthyper.constants import (
     ST_MILESTONE,
@@ -221,7 +221,7 @@ class Outcomes:
         by_tuner = False
         if record.bad_report is not None:
             status, reason, tail = Status.failed, f"bad report: {record.bad_report}", record.bad_report
-        elif record.completes and record.order is not None:
+        elif record.completes and (record.order is not None or reason == DISK_FULL):
             status, reason = Status.completed, None
         elif record.order is None and (status == Status.stopped or (self.state.ending and status == Status.failed)):
             # Ended by the tuner, not by a decision: a resumed experiment goes on with it.

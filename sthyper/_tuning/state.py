@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sthyper._tuning.steering import Steering
 from sthyper._tuning.trial_record import TrialRecord
-from sthyper.backend.base import ReportEvent, TrialBackend
+from sthyper.backend.base import ReportEvent, TrialBackend, TrialEvent
 from sthyper.journal import ExperimentJournal
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.stopping_criterion import StoppingCriterion
@@ -65,6 +65,10 @@ class ExperimentState:
         error: What :meth:`Tuner.run` raises in the end.
         current_report: The report that callbacks are being told of.
         recorded: The record of a resumed experiment while it is gone through once more.
+        backlog: What the backend told while the tuner waited for room on the disk.
+        guard: Raises once the experiment is another tuner's.
+        on_quiet: Called between two events while no suggestion is being computed, when the state is one that a
+            resumed experiment could begin with.
     """
 
     backend: TrialBackend
@@ -86,8 +90,18 @@ class ExperimentState:
     error: Exception | None = None
     current_report: ReportEvent | None = None
     recorded: RecordedJournal | None = None
+    backlog: list[TrialEvent] = field(default_factory=list)
+    guard: Callable[[], None] = lambda: None
+    on_quiet: Callable[[], None] = lambda: None
     _news: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     _touched: set[int] = field(default_factory=set)
+
+    def events(self, timeout: float | None) -> list[TrialEvent]:
+        """Return what happened to the trials, in order; waits ``timeout`` seconds for it."""
+        if self.backlog:
+            backlog, self.backlog = self.backlog, []
+            return backlog
+        return self.backend.events(timeout)
 
     def touch(self, trial: Trial, result: dict[str, Any] | None = None) -> None:
         """Note news of a trial for :meth:`TunerCallback.on_fetch_status_results`."""

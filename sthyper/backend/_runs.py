@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -12,9 +13,9 @@ from typing import Protocol
 
 from sthyper.backend._printed_reports import PrintedReports
 from sthyper.backend.base import ReportEvent, TrialEvent
-from sthyper.trial import OUT_OF_MEMORY, Status, was_killed
+from sthyper.trial import KILLED, OUT_OF_MEMORY, Status, was_killed
 
-__all__ = ["RunSpec", "Runner", "Timeouts", "classify_end", "read_tail"]
+__all__ = ["DISK_FULL", "RunSpec", "Runner", "Timeouts", "classify_end", "read_tail"]
 
 # Signals by which somebody outside ends a process; other signals are the program's own fault.
 _OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
@@ -28,6 +29,9 @@ _OUT_OF_MEMORY_SIGNS = (
     "DefaultCPUAllocator: not enough memory",
     "std::bad_alloc",
 )
+_DISK_FULL_SIGNS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+DISK_FULL = f"{KILLED} (disk full)"
+"""End reason of a run that failed for want of room on the disk, through no fault of its own."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ def classify_end(state: RunState) -> tuple[Status, str | None, str]:
     if any(sign in line for line in last for sign in _OUT_OF_MEMORY_SIGNS):
         return Status.failed, OUT_OF_MEMORY, tail
     if code is not None and code > 0:
+        if any(sign in line for line in last for sign in _DISK_FULL_SIGNS) or not _has_room(state.spec.stderr.parent):
+            return Status.failed, DISK_FULL, tail
         return Status.failed, f"exit {code}", tail
     if state.failed_rank is not None and (code is None or -code in _OUTSIDE):
         # The others were ended because of it, by Lightning or by us.
@@ -159,6 +165,15 @@ def classify_end(state: RunState) -> tuple[Status, str | None, str]:
     if -code in _OUTSIDE:
         return Status.failed, "killed", tail
     return Status.failed, f"signal {signal.Signals(-code).name}", tail
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether anything can be written; where it cannot a script may fail at its next print, without a word."""
+    try:
+        info = os.statvfs(folder)
+    except OSError:
+        return True
+    return info.f_bavail > 0
 
 
 def read_tail(path: Path, start: int = 0, lines: int = 40, limit: int = 16384) -> str:

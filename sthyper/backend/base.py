@@ -121,6 +121,8 @@ class TrialBackend(Described, ABC):
             best one's.
         no_report: End reason of a trial that completes without a report; starts with ``"no report"``.
         recalling: Whether a resumed tuner goes through recorded events: orders are booked and not carried out.
+        keep_trying: Calls the function that it is given, which writes files; the tuner's calls it again once there is
+            room where there was none.
     """
 
     poll_interval: float | None = None
@@ -136,6 +138,7 @@ class TrialBackend(Described, ABC):
         self._runs: dict[int, int] = {}
         self._busy: set[int] = set()
         self.recalling = False
+        self.keep_trying: Callable[[Callable[[], Any]], Any] = _once
 
     # ---- life of the backend -------------------------------------------------------------------------
 
@@ -189,7 +192,7 @@ class TrialBackend(Described, ABC):
         )
         self._trials[trial_id] = trial
         if checkpoint_trial_id is not None and not self.recalling:
-            self.copy_checkpoint(checkpoint_trial_id, trial_id)
+            self.keep_trying(lambda: self.copy_checkpoint(checkpoint_trial_id, trial_id))
         self._launch(trial, run=0)
         return trial
 
@@ -214,7 +217,7 @@ class TrialBackend(Described, ABC):
         """Run a trial again whose last run ended too early, from its checkpoint or from scratch."""
         trial = self._known(trial_id)
         if from_scratch and not self.recalling:
-            self.set_checkpoint_aside(trial_id)
+            self.keep_trying(lambda: self.set_checkpoint_aside(trial_id))
         self._launch(trial, run=self._runs[trial_id] + 1)
         return trial
 
@@ -367,6 +370,10 @@ class TrialBackend(Described, ABC):
             return self._trials[trial_id]
         except KeyError:
             raise ValueError(f"trial_id={trial_id!r}: no such trial; there are {len(self._trials)}") from None
+
+
+def _once(step: Callable[[], Any]) -> Any:
+    return step()
 
 
 def _read_lines(path: Path) -> list[str]:

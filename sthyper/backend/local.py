@@ -243,8 +243,7 @@ class LocalBackend(TrialBackend):
 
     def _schedule(self, trial: Trial, run: int) -> None:
         folder = self.trial_path(trial.trial_id).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ST_CONFIG_FILENAME, json.dumps(trial.config, indent=1))
+        self.keep_trying(lambda: self._prepare(trial, folder))
         self._opened().start(
             RunSpec(
                 trial_id=trial.trial_id,
@@ -260,6 +259,14 @@ class LocalBackend(TrialBackend):
                 ends_at_milestone=self.rewrite_max_resource,
             )
         )
+
+    def _prepare(self, trial: Trial, folder: Path) -> None:
+        """Write what a run needs in its folder; may be done again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ST_CONFIG_FILENAME, json.dumps(trial.config, indent=1))
+        if self.launch != "inline":
+            for name in (ST_STDOUT_FILENAME, ST_STDERR_FILENAME):
+                os.close(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666))
 
     def _end(self, trial_id: int, status: Status, *, at_once: bool, grace: float) -> None:
         self._opened().end(trial_id, status, at_once, grace)

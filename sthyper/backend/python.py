@@ -20,6 +20,7 @@ from sthyper.backend.base import EndEvent, ExperimentContext, MessageEvent, Repo
 from sthyper.backend.local import LocalBackend
 from sthyper.constants import ENV_TRIAL_ID, ST_RETURNED
 from sthyper.errors import ConfigSpaceError, ExperimentError
+from sthyper.journal import write_atomically
 from sthyper.trial import SchedulerDecision, Status, Trial
 
 if TYPE_CHECKING:
@@ -227,12 +228,10 @@ class PythonBackend(LocalBackend):
         self.answer(event, SchedulerDecision.STOP)  # the trial fails with a message
         return []
 
-    def _schedule(self, trial: Trial, run: int) -> None:
+    def _prepare(self, trial: Trial, folder: Path) -> None:
+        super()._prepare(trial, folder)
         if self.launch != "inline":
-            folder = self.trial_path(trial.trial_id)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "run_trial.py").write_text(self._script + _CALL, encoding="utf-8")
-        super()._schedule(trial, run)
+            write_atomically(folder / "run_trial.py", self._script + _CALL)
 
     def _argv(self, trial: Trial, run: int, folder: Path) -> tuple[str, ...]:
         return (str(folder / "run_trial.py"),)
