@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -13,12 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 from sthyper.constants import ENV_LAST_RESOURCE, ENV_OBJECTIVE, ENV_RUN, ENV_TRIAL_ID
 from sthyper.paths import is_plain_name
 
-__all__ = ["StatefulObject", "TorchCheckpoints"]
+__all__ = ["StatefulObject", "TorchCheckpoints", "last_reported_resource", "note_resumed", "resumed_from"]
 
 _RESOURCE = "st_resource"
 _TRIAL = "st_trial_id"
 _STATE = "st_state_dict_"
 _MUTABLE = "st_mutable_"
+_NOTE = ".resumed"
 
 
 @runtime_checkable
@@ -60,6 +62,39 @@ def last_reported_resource(written_by: str | None) -> float | None:
     if own and restarted and objective and json.loads(objective).get("resource_attr"):
         return 0.0
     return None
+
+
+def note_resumed(folder: str | Path, resource: float) -> None:
+    """Leave a note for the tuner that this run of the trial goes on from a checkpoint.
+
+    If the run then ends without a report, nothing was left to train.
+
+    Args:
+        folder: Folder of the checkpoints, which exists.
+        resource: Resource of the checkpoint.
+    """
+    trial_id, run = os.environ.get(ENV_TRIAL_ID), os.environ.get(ENV_RUN) or "0"
+    if trial_id and run != "0":
+        path = Path(folder) / _NOTE
+        temporary = path.with_name(f"{_NOTE}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({"trial_id": int(trial_id), "run": int(run), "resource": resource}))
+            os.replace(temporary, path)
+
+
+def resumed_from(folder: str | Path, trial_id: int, run: int) -> float | None:
+    """Return the resource of the checkpoint from which a run went on; ``None`` if it has left no note of that.
+
+    Args:
+        folder: Folder of the trial's checkpoints; need not exist.
+        trial_id: The trial.
+        run: Number of the run.
+    """
+    try:
+        note = json.loads((Path(folder) / _NOTE).read_text())
+        return float(note["resource"]) if (note["trial_id"], note["run"]) == (trial_id, run) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class TorchCheckpoints:
@@ -153,6 +188,7 @@ class TorchCheckpoints:
             if self._restore(candidate):
                 if candidate.path != current and current.exists():
                     self._superseded.add(current)
+                note_resumed(local_path, candidate.resource)
                 return candidate.resource
         if current.exists():
             self._superseded.add(current)

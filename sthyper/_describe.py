@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from sthyper.config_space import Domain, from_dict, to_dict
 
-__all__ = ["Described", "NotDescribable", "describe", "rebuild"]
+__all__ = ["Described", "NotDescribable", "change_arguments", "describe", "fingerprint", "rebuild"]
 
 _CLASS = "st_class"
 _DOMAIN = "st_domain"
@@ -67,17 +67,77 @@ def describe(value: object) -> Any:
         own = getattr(value, "__qualname__", None)
         raise NotDescribable(f"{own} ({cls.__name__})" if own else f"an object of {cls.__module__}.{cls.__qualname__}")
     if isinstance(value, Described):
-        args, kwargs = value._arguments
-        bound = inspect.signature(cls).bind(*args, **kwargs)
-        arguments = value._described_arguments(dict(bound.arguments))
-        # A seed that was drawn is the seed.
-        if "random_seed" in inspect.signature(cls).parameters and arguments.get("random_seed") is None:
-            arguments["random_seed"] = getattr(value, "random_seed", None)
+        arguments = _arguments(value)
     elif dataclasses.is_dataclass(value):
         arguments = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     else:
         raise NotDescribable(f"an object of {cls.__module__}.{cls.__qualname__}")
     return {_CLASS: name, "arguments": {key: describe(item) for key, item in arguments.items()}}
+
+
+def fingerprint(value: object) -> Any:
+    """Return JSON that is equal for objects that were made alike, whatever their class; like :func:`describe`.
+
+    Of what says nothing about itself, such as functions, only the name counts.
+    """
+    if isinstance(value, Described):
+        arguments = {name: fingerprint(item) for name, item in _arguments(value).items()}
+        return {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}", "arguments": arguments}
+    if isinstance(value, list | tuple):
+        return [fingerprint(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): fingerprint(item) for key, item in value.items()}
+    try:
+        return describe(value)
+    except NotDescribable as error:
+        return str(error)
+
+
+def change_arguments(description: Any, change: Callable[[type, dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a description whose objects are made with other arguments.
+
+    Args:
+        description: What :func:`describe` returned.
+        change: Takes the class of an object and its arguments, with the classes of those that are objects themselves,
+            and returns the arguments that are others now.
+
+    Raises:
+        NotDescribable: If the description names what is no class of sthyper.
+    """
+    if isinstance(description, list):
+        return [change_arguments(item, change) for item in description]
+    if not isinstance(description, dict):
+        return description
+    if _CLASS not in description:
+        return {key: change_arguments(item, change) for key, item in description.items()}
+    arguments = {key: change_arguments(item, change) for key, item in description["arguments"].items()}
+    others = change(_class(description[_CLASS]), {key: _plain(item) for key, item in arguments.items()})
+    changed = {key: describe(item) for key, item in others.items()}
+    return {_CLASS: description[_CLASS], "arguments": arguments | changed}
+
+
+def _plain(description: Any) -> Any:
+    """Return the value of a description, in place of objects their class."""
+    if isinstance(description, list):
+        return [_plain(item) for item in description]
+    if not isinstance(description, dict) or _DOMAIN in description:
+        return rebuild(description)
+    if _CLASS in description:
+        return _class(description[_CLASS])
+    if _PATH in description or _TUPLE in description:
+        return rebuild(description)
+    return {key: _plain(item) for key, item in description.items()}
+
+
+def _arguments(value: Described) -> dict[str, Any]:
+    cls = type(value)
+    args, kwargs = value._arguments
+    signature = inspect.signature(cls)
+    arguments = value._described_arguments(dict(signature.bind(*args, **kwargs).arguments))
+    # A seed that was drawn is the seed.
+    if "random_seed" in signature.parameters and arguments.get("random_seed") is None:
+        arguments["random_seed"] = getattr(value, "random_seed", None)
+    return arguments
 
 
 def rebuild(description: Any) -> Any:
@@ -99,6 +159,15 @@ def rebuild(description: Any) -> Any:
     if _CLASS not in description:
         return {key: rebuild(item) for key, item in description.items()}
     name = description[_CLASS]
+    cls: Any = _class(name)
+    arguments = {key: rebuild(item) for key, item in description["arguments"].items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise NotDescribable(f"{name} of this version of sthyper takes other arguments ({error})") from None
+
+
+def _class(name: str) -> type:
     module, _, path = name.partition(":")
     if not module.startswith(_OWN):
         raise NotDescribable(f"{name} is no class of sthyper")
@@ -110,8 +179,4 @@ def rebuild(description: Any) -> Any:
         raise NotDescribable(f"{name} is not in this version of sthyper ({error})") from None
     if not isinstance(cls, type) or not (issubclass(cls, Described) or dataclasses.is_dataclass(cls)):
         raise NotDescribable(f"{name} is no class that can be made from a description")
-    arguments = {key: rebuild(item) for key, item in description["arguments"].items()}
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise NotDescribable(f"{name} of this version of sthyper takes other arguments ({error})") from None
+    return cls

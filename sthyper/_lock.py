@@ -156,6 +156,8 @@ class ExperimentLock:
                 self._write()
                 while not self._claim(mine):
                     self._clear_stale(watched)
+                with contextlib.suppress(OSError):
+                    self._delete_leftovers(mine)
         except BaseException as error:
             os.close(self._fd)
             self._fd = -1
@@ -217,6 +219,13 @@ class ExperimentLock:
         else:
             logger.warning("the lock of %s is taken over", _name(holder))
         aside.unlink(missing_ok=True)
+
+    def _delete_leftovers(self, mine: Path) -> None:
+        """Delete what processes of this machine have left that were killed while they took the lock."""
+        for path in (*mine.parent.glob(f"{self.path.name}.*.tmp"), *mine.parent.glob(f"{self.path.name}.*.stale")):
+            found = _read(path) if path != mine else None
+            if found is not None and _is_here(found[0]) and not _runs(found[0]):
+                path.unlink(missing_ok=True)
 
     def _age(self, written: float) -> float:
         # One's own file was written just now, by the same clock. A difference in either direction is age: the clock may

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import Any
 
+from sthyper.trial import copied
+
 __all__ = ["MetricsStatistics"]
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,22 @@ class MetricsStatistics:
     def sum_metrics(self) -> dict[str, float]:
         """Sum of the finite values by metric."""
         return self._column(2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain containers."""
+        return {
+            "count": self.count,
+            "last_metrics": copied(self.last_metrics),
+            "numbers": {name: None if entry is None else list(entry) for name, entry in self._numbers.items()},
+            "warned": None if self._warned is None else sorted(self._warned),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.count = state["count"]
+        self.last_metrics = copied(state["last_metrics"])
+        self._numbers = {name: None if entry is None else list(entry) for name, entry in state["numbers"].items()}
+        self._warned = None if state["warned"] is None else set(state["warned"])
 
     def _bound(self, name: str, index: int) -> float | None:
         entry = self._numbers.get(name)

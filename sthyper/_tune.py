@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sthyper._tuning.checks import check_count, check_process
+from sthyper._tuning.earlier import check_resume, find_earlier, own_scheduler
+from sthyper._tuning.identity import make_name
 from sthyper.backend.base import TrialBackend
 from sthyper.baselines import ASHA, RandomSearch, baselines_dict
 from sthyper.config_space import Domain, check_config_space
@@ -56,6 +58,7 @@ def tune(
     max_failures: int = 1,
     callbacks: Sequence[TunerCallback] | None = None,
     num_gpus_per_trial: float | None = None,
+    resume: bool | Literal["auto"] | str | Path = False,
 ) -> ExperimentResult:
     """Tune the hyperparameters of a function or a script, and return the experiment's result.
 
@@ -98,6 +101,11 @@ def tune(
         max_failures: The experiment ends with an error when more trials than this fail.
         callbacks: See :class:`sthyper.Tuner`.
         num_gpus_per_trial: See the backends.
+        resume: ``"auto"``: go on with the newest experiment of this name that has not come to its end (the process was
+            killed or interrupted, or an error ended it) and that was made with the same function or script, space,
+            metric and scheduler; else begin a new one. ``True``: go on with the newest of this name, finished or not,
+            say with a larger ``max_trials``. A name or path: go on with that one. Limits, workers, callbacks and the
+            function's code are those of this call; ``seed`` may be left out; ``warm_start`` counts for a new one only.
 
     Returns:
         The result: :meth:`~sthyper.experiment.ExperimentResult.best_config`, ``best_value``, ``best_trial_id``,
@@ -105,8 +113,9 @@ def tune(
 
     Raises:
         ConfigSpaceError: If the space cannot be used, or lacks what the scheduler needs.
-        ExperimentError: If it is called inside a trial or a distributed rank, or the experiment cannot go on.
-        FileNotFoundError: If the script, or an experiment of ``warm_start``, is missing.
+        ExperimentError: If it is called inside a trial or a distributed rank, or the experiment cannot go on, say
+            because another tuner runs it or because it was made with other arguments than ``resume`` finds here.
+        FileNotFoundError: If the script, or an experiment of ``warm_start`` or ``resume``, is missing.
         TrialFailed: If more than ``max_failures`` trials failed.
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or unknown, or contradicts another.
@@ -115,6 +124,7 @@ def tune(
 
     check_process()
     check_config_space(config_space)
+    check_resume(resume, name)
     criterion = _criterion(max_time, max_trials)
     if not isinstance(debug, bool):
         raise TypeError(f"debug must be True or False, got {debug!r}")
@@ -130,16 +140,25 @@ def tune(
     wanted = _Objective(config_space, metric, mode, seed, points_to_evaluate, resource_attr)
     made = _scheduler(scheduler, wanted)
     n_workers = _workers(n_workers, backend, num_gpus_per_trial)
-    tuner = Tuner(
-        backend,
-        made,
-        criterion,
-        n_workers,
-        max_failures=max_failures,
-        tuner_name=name,
-        callbacks=callbacks,
-        warm_start=warm_start,
-    )
+    base = make_name(backend, name, suffix=False)
+    earlier = find_earlier(resume, base, made, backend)
+    if earlier is None:
+        tuner = Tuner(
+            backend,
+            made,
+            criterion,
+            n_workers,
+            max_failures=max_failures,
+            tuner_name=name,
+            callbacks=callbacks,
+            warm_start=warm_start,
+        )
+    else:
+        given: dict[str, Any] = {"trial_backend": backend, "stop_criterion": criterion, "n_workers": n_workers}
+        given |= {"max_failures": max_failures, "callbacks": callbacks}
+        if (own := own_scheduler(earlier, made)) is not None:
+            given["scheduler"] = own
+        tuner = Tuner._going_on(earlier, given)
     with _logging() if debug else nullcontext():
         result = tuner.run()
     if result.best_value is None:

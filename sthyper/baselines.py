@@ -29,6 +29,8 @@ class RandomSearch(FIFOScheduler):
         max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
         max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
         time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+        progress_attr: Name of a number in reports, such as the epochs done, behind whose last value a trial that is run
+            again goes on; see :class:`~sthyper.schedulers.FIFOScheduler`.
 
     Raises:
         ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
@@ -50,6 +52,7 @@ class RandomSearch(FIFOScheduler):
         max_resource_attr: str | None = None,
         max_t: int | None = None,
         time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
     ) -> None:
         super().__init__(
             config_space,
@@ -62,6 +65,7 @@ class RandomSearch(FIFOScheduler):
             max_resource_attr=max_resource_attr,
             max_t=max_t,
             time_keeper=time_keeper,
+            progress_attr=progress_attr,
         )
 
 
@@ -80,6 +84,8 @@ class GridSearch(FIFOScheduler):
         max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
         max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
         time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+        progress_attr: Name of a number in reports, such as the epochs done, behind whose last value a trial that is run
+            again goes on; see :class:`~sthyper.schedulers.FIFOScheduler`.
 
     Raises:
         ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
@@ -98,6 +104,7 @@ class GridSearch(FIFOScheduler):
         max_resource_attr: str | None = None,
         max_t: int | None = None,
         time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
     ) -> None:
         super().__init__(
             config_space,
@@ -110,6 +117,7 @@ class GridSearch(FIFOScheduler):
             max_resource_attr=max_resource_attr,
             max_t=max_t,
             time_keeper=time_keeper,
+            progress_attr=progress_attr,
         )
 
 

@@ -33,6 +33,8 @@ from sthyper.tuning_status import metric_name_mode
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sthyper.tuner import Tuner
+
 __all__ = [
     "ExperimentResult",
     "TrialSummary",
@@ -62,12 +64,20 @@ class ExperimentResult:
         name: Name of the experiment.
         path: Its folder.
         metadata: Content of ``metadata.json``; ``None`` takes it from the journal.
+        tuner: The tuner that ran it, with scheduler, searcher and statistics, if it was asked for.
     """
 
-    def __init__(self, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str | Path,
+        metadata: dict[str, Any] | None = None,
+        tuner: Tuner | None = None,
+    ) -> None:
         self.name = name
         self.path = Path(path)
         self._metadata = metadata
+        self.tuner = tuner
 
     @cached_property
     def _record(self) -> ExperimentRecord:
@@ -267,19 +277,32 @@ class ExperimentResult:
         return f"ExperimentResult(name={self.name!r}, path={str(self.path)!r})"
 
 
-def load_experiment(tuner_name: str | Path, local_path: str | Path | None = None) -> ExperimentResult:
+def load_experiment(
+    tuner_name: str | Path, local_path: str | Path | None = None, load_tuner: bool = False
+) -> ExperimentResult:
     """Load an experiment, finished or running.
 
     Args:
         tuner_name: Name of the experiment; its name without the time stamp, for the newest of that name; or the path
             of its folder.
         local_path: Folder that holds the experiments; default ``$STHYPER_FOLDER``, else ``~/sthyper``.
+        load_tuner: Whether :attr:`ExperimentResult.tuner` is loaded, too: :meth:`sthyper.Tuner.load` does it, and takes
+            backends and schedulers that cannot be made again from the record.
 
     Raises:
+        ExperimentError: If the tuner cannot be loaded.
         FileNotFoundError: If there is no such experiment; the message names the closest one.
+        TypeError: If ``load_tuner`` is no bool.
     """
+    if not isinstance(load_tuner, bool):
+        raise TypeError(f"load_tuner must be True or False, got {load_tuner!r}")
     folder = _find(tuner_name, experiment_path(local_path=local_path))
-    return ExperimentResult(folder.name, folder, _read_metadata(folder / ST_METADATA_FILENAME))
+    tuner = None
+    if load_tuner:
+        from sthyper.tuner import Tuner
+
+        tuner = Tuner.load(folder)
+    return ExperimentResult(folder.name, folder, _read_metadata(folder / ST_METADATA_FILENAME), tuner)
 
 
 def get_metadata(
@@ -388,6 +411,9 @@ def _has_results(folder: Path) -> bool:
 
 def _newest_file(folder: Path, but: str) -> Path | None:
     """Return the file that was written last; temporary and hidden files do not count, older copies count less.
+
+    The names that a script gives to files of its own say nothing about their order. Where one of sthyper's ways to
+    save is used, nothing depends on the times of files.
 
     Args:
         folder: Where to look, subfolders included.

@@ -7,22 +7,47 @@ import errno
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sthyper._lock import ExperimentLock
 from sthyper.constants import ST_JOURNAL_FILENAME
 from sthyper.report import decode_floats, encode_floats
 
-__all__ = ["JOURNAL_VERSION", "ExperimentJournal", "ExperimentLock", "read_journal", "write_atomically"]
+__all__ = [
+    "JOURNAL_VERSION",
+    "DamagedJournal",
+    "ExperimentJournal",
+    "ExperimentLock",
+    "JournalPosition",
+    "cut_damage",
+    "read_journal",
+    "read_journal_from",
+    "write_atomically",
+]
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_VERSION = 1
 SYNC_INTERVAL = 0.2
 """Seconds that a line may wait for its sync to disk; ``kill -9`` loses nothing before either."""
+
+
+class JournalPosition(NamedTuple):
+    """A place between two lines of a journal.
+
+    Args:
+        offset: Number of bytes before it.
+        lines: Number of lines before it.
+        last: The line before it.
+    """
+
+    offset: int = 0
+    lines: int = 0
+    last: bytes = b""
 
 
 class ExperimentJournal:
@@ -65,7 +90,7 @@ class ExperimentJournal:
         self._block_size = block_size
         self._block: list[bytes] = []
         self._block_bytes = 0
-        self._guard = guard
+        self._guard = guard or (lambda: None)
         self._cut_torn_line()
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._end = os.fstat(self._fd).st_size
@@ -93,6 +118,11 @@ class ExperimentJournal:
                 self.flush()
             return
         self._put(line)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of all lines that are in the operating system's hands."""
+        return self._end
 
     def flush(self) -> None:
         """Write what :meth:`append` has collected."""
@@ -127,6 +157,7 @@ class ExperimentJournal:
 
     def _put(self, data: bytes) -> None:
         if self._broken:
+            self._guard()  # it says better why
             raise OSError(errno.EIO, "a line before could not be written, the record ends there", str(self.path))
         try:
             self.keep_trying(lambda: self._write(data))
@@ -137,8 +168,7 @@ class ExperimentJournal:
     def _write(self, data: bytes) -> None:
         if self._fd < 0:
             raise ValueError(f"journal {self.path} is closed")
-        if self._guard is not None:
-            self._guard()
+        self._guard()
         done = 0
         try:
             self._mend()
@@ -220,29 +250,83 @@ def read_journal(path: str | Path, strict: bool = True) -> Iterator[dict[str, An
 
     Raises:
         FileNotFoundError: If there is no journal.
-        ValueError: If a line is damaged (the message names it), or a newer version wrote the file.
+        DamagedJournal: If a line is damaged; names it. A ``ValueError``.
+        ValueError: If a newer version wrote the file.
+    """
+    for record, _ in read_journal_from(path, JournalPosition(), strict):
+        yield record
+
+
+def read_journal_from(
+    path: str | Path, position: JournalPosition, strict: bool = True
+) -> Iterator[tuple[dict[str, Any], JournalPosition]]:
+    """Yield the records behind a position, each with the position behind it; see :func:`read_journal`.
+
+    Args:
+        path: The file, or the experiment's folder.
+        position: Where to begin.
+        strict: See :func:`read_journal`.
+    """
+    try:
+        yield from _read(_journal_file(path), position)
+    except DamagedJournal as damage:
+        if strict:
+            raise
+        logger.warning("%s; what comes before is shown", damage)
+
+
+def cut_damage(path: str | Path) -> Path | None:
+    """Let a damaged journal end before its first damaged line. The whole file is kept beside it, under another name.
+
+    Args:
+        path: The file, or the experiment's folder. Nobody may write it meanwhile.
+
+    Returns:
+        Where the whole file is kept; ``None`` if the journal was not damaged.
+
+    Raises:
+        DamagedJournal: If the first line is damaged already.
+        FileNotFoundError: If there is no journal.
+        OSError: If the folder cannot be written.
+        ValueError: If a newer version wrote the file.
     """
     path = _journal_file(path)
-    last = b""
+    end = 0
+    try:
+        for _, behind in _read(path, JournalPosition()):
+            end = behind.offset
+    except DamagedJournal as damage:
+        if end == 0:
+            raise
+        n = 0
+        while (kept := path.with_name(f"{path.name}.damaged-{n}")).exists():
+            n += 1
+        with open(path, "rb") as source, open(kept, "xb") as target:
+            shutil.copyfileobj(source, target)
+            target.flush()
+            os.fsync(target.fileno())
+        os.truncate(path, end)
+        logger.warning("%s; the record ends before it now, the whole file is kept as %s", damage, kept)
+        return kept
+    return None
+
+
+def _read(path: Path, position: JournalPosition) -> Iterator[tuple[dict[str, Any], JournalPosition]]:
+    """Yield the records of a journal, each with the position behind its line."""
+    offset, before, last = position
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        file.seek(offset)
+        for number, line in enumerate(file, start=before + 1):
             if not line.endswith(b"\n"):
                 return
-            if line == last:
-                continue
-            last = line
-            try:
-                record = _parse(line, path, number)
-            except _Damaged as damage:
-                if strict:
-                    raise
-                logger.warning("%s; what comes before is shown", damage)
-                return
-            yield record
+            offset += len(line)
+            if line != last:
+                last = line
+                yield _parse(line, path, number), JournalPosition(offset, number, line)
 
 
-class _Damaged(ValueError):
-    """A line that cannot be read; says which."""
+class DamagedJournal(ValueError):
+    """A line of a journal cannot be read; says which."""
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
@@ -262,17 +346,17 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
                 record[key] = decode_floats(record[key])
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = "it holds zeros, as after a power loss" if b"\0" in line else error
-        raise _Damaged(f"{path}, line {number} is damaged: {reason}") from None
+        raise DamagedJournal(f"{path}, line {number} is damaged: {reason}") from None
     version = record.get("version")
     if record["type"] == "journal" and version != JOURNAL_VERSION:
         if not isinstance(version, int) or version < 1:
-            raise _Damaged(f"{path}, line {number} is damaged: {version!r} is no format version")
+            raise DamagedJournal(f"{path}, line {number} is damaged: {version!r} is no format version")
         raise ValueError(
             f"{path} has format version {version}; this version of sthyper reads up to {JOURNAL_VERSION}: upgrade "
             "sthyper"
         )
     if number == 1 and record["type"] != "journal":
-        raise _Damaged(f"{path}, line 1 is damaged: a journal begins with a line of type 'journal'")
+        raise DamagedJournal(f"{path}, line 1 is damaged: a journal begins with a line of type 'journal'")
     return record
 
 

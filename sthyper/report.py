@@ -233,7 +233,10 @@ class Reporter:
 
     @property
     def last_resource(self) -> float | None:
-        """Resource of the last recorded report of an earlier run; ``None`` if there was none."""
+        """Resource of the last recorded report of an earlier run.
+
+        ``None`` if there was none; it may be 0 if an earlier run ended before its first report.
+        """
         value = os.environ.get(ENV_LAST_RESOURCE)
         if not value:
             return None

@@ -10,7 +10,7 @@ import threading
 import time
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from sthyper.constants import (
     ST_TRIAL_ID,
     ST_TUNER_TIME,
 )
+from sthyper.errors import ExperimentError
 from sthyper.trial import Status, Trial
 from sthyper.tuner_callback import TunerCallback
 
@@ -165,8 +166,8 @@ class StoreResultsCallback(TunerCallback):
         assert self.csv_file is not None
         started = time.monotonic()
         try:
-            write_csv_zip(self.csv_file, self._table, size, columns)
-        except OSError as error:
+            write_csv_zip(self.csv_file, self._table, size, columns, getattr(self._tuner, "check_lock", None))
+        except (OSError, ExperimentError) as error:  # the tuner hears of a lost lock itself
             logger.warning("cannot write %s (%s); the journal has the results", self.csv_file, error)
         ended = time.monotonic()
         self._next_write = ended + max(self._interval, _SHARE_OF_TIME * (ended - started))
@@ -192,7 +193,9 @@ class StoreResultsCallback(TunerCallback):
         return plain
 
 
-def write_csv_zip(path: Path, table: ResultTable, size: int, columns: list[str]) -> None:
+def write_csv_zip(
+    path: Path, table: ResultTable, size: int, columns: list[str], guard: Callable[[], None] | None = None
+) -> None:
     """Write the first ``size`` rows of a table as a zipped CSV file that replaces ``path`` atomically.
 
     Args:
@@ -200,6 +203,7 @@ def write_csv_zip(path: Path, table: ResultTable, size: int, columns: list[str])
         table: The rows.
         size: Number of rows.
         columns: Names of the columns.
+        guard: Called when the file is complete; what it raises keeps it from replacing ``path``.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -209,6 +213,8 @@ def write_csv_zip(path: Path, table: ResultTable, size: int, columns: list[str])
                     writer = csv.writer(text)
                     writer.writerow(columns)
                     writer.writerows([row.get(name, "") for name in columns] for row in table.rows(limit=size))
+        if guard is not None:
+            guard()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

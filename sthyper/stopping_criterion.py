@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sthyper.errors import closest
 from sthyper.tuning_status import TuningStatus
@@ -204,6 +205,14 @@ class PlateauStopper:
             return False
         self._calls_on_plateau += 1
         return self._calls_on_plateau > self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes, as plain containers."""
+        return {"calls_on_plateau": self._calls_on_plateau}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._calls_on_plateau = state["calls_on_plateau"]
 
     def _on_plateau(self, status: TuningStatus) -> bool:
         better = min if self.mode == "min" else max

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -16,12 +18,17 @@ __all__ = [
     "Trial",
     "TrialResult",
     "TrialSuggestion",
+    "copied",
     "draw_seed",
     "is_own_failure",
     "normalize_trial_id",
+    "trial_from_state",
     "trial_seed",
+    "trial_state",
     "was_killed",
 ]
+
+_ATOMS = frozenset({int, float, str, bool, type(None)})
 
 OUT_OF_MEMORY = "out_of_memory"
 KILLED = "killed"
@@ -105,7 +112,7 @@ class TrialResult(Trial):
     def seconds(self) -> float:
         """Seconds from the creation to the end (or to now)."""
         end = self.training_end_time or datetime.now(tz=self.creation_time.tzinfo)
-        return (end.replace(tzinfo=None) - self.creation_time.replace(tzinfo=None)).total_seconds()
+        return max(0.0, (end.replace(tzinfo=None) - self.creation_time.replace(tzinfo=None)).total_seconds())
 
     @property
     def cost(self) -> float | None:
@@ -155,6 +162,29 @@ class TrialSuggestion:
             return f"start {self.config}{source}"
         change = "" if self.config is None else f" with {self.config}"
         return f"resume trial {self.checkpoint_trial_id}{change}"
+
+
+def copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deep copy of a configuration or a report; quick, as most values are numbers and strings."""
+    return {name: value if value.__class__ in _ATOMS else copy.deepcopy(value) for name, value in values.items()}
+
+
+def trial_state(trial: Trial) -> dict[str, Any]:
+    """Return a trial as plain containers."""
+    return {
+        "trial_id": trial.trial_id,
+        "config": copied(trial.config),
+        "creation_time": trial.creation_time.isoformat(),
+        "seed": trial.seed,
+        "end_reason": trial.end_reason,
+        "last_resource": trial.last_resource,
+    }
+
+
+def trial_from_state(state: Mapping[str, Any]) -> Trial:
+    """Return the trial whose :func:`trial_state` is given."""
+    rest = {"config": copied(state["config"]), "creation_time": datetime.fromisoformat(state["creation_time"])}
+    return Trial(**{**state, **rest})
 
 
 def normalize_trial_id(trial_id: int | str, foreign: bool = False) -> int:

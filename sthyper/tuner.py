@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sthyper._lock import LockLost
 from sthyper._tune import tune
+from sthyper._tuning.adoption import FreshStart, scheduler_traits
+from sthyper._tuning.changes import Changes, plan_resume
 from sthyper._tuning.checks import (
     check_count,
     check_process,
@@ -25,16 +26,19 @@ from sthyper._tuning.checks import (
     users_stacklevel,
     with_results,
 )
-from sthyper._tuning.identity import make_metadata, make_name, open_journal
-from sthyper._tuning.leftovers import end_leftovers
+from sthyper._tuning.identity import has_begun, make_metadata, make_name, objective_of, open_journal
+from sthyper._tuning.leftovers import delete_leftovers, end_leftovers
 from sthyper._tuning.loop import TuningLoop
 from sthyper._tuning.parts import describe_parts, read_parts, rebuild_parts, write_parts
-from sthyper._tuning.recorded import recall
+from sthyper._tuning.past import Past, read_past
+from sthyper._tuning.recorded import MadeLines
+from sthyper._tuning.resuming import go_on, look_back, read_identity, repair_hint
 from sthyper._tuning.room import RoomLost
+from sthyper._tuning.saving import SnapshotTaker, load_beside, made_with
 from sthyper._tuning.signals import signals_handled
 from sthyper._tuning.state import ExperimentState, LoopOptions
 from sthyper._tuning.steering import Steering
-from sthyper._tuning.terminal import progress_stream
+from sthyper._tuning.terminal import make_progress, progress_stream
 from sthyper._tuning.warm_start import add_experiments
 from sthyper.backend.base import ExperimentContext, TrialBackend
 from sthyper.constants import (
@@ -46,7 +50,7 @@ from sthyper.constants import (
     TUNER_DEFAULT_SLEEP_TIME,
 )
 from sthyper.errors import ExperimentError
-from sthyper.journal import ExperimentJournal, ExperimentLock, read_journal, write_atomically
+from sthyper.journal import ExperimentJournal, ExperimentLock, cut_damage, write_atomically
 from sthyper.paths import experiment_path
 from sthyper.results_callback import StoreResultsCallback
 from sthyper.schedulers.base import TrialScheduler
@@ -92,6 +96,9 @@ class Tuner:
         count_out_of_memory: Whether trials that ran out of memory count for ``max_failures``.
         max_restarts: Times that a trial which was killed from outside, or one of whose ranks was, is run again from its
             checkpoint. After that, with 0 at once, it fails.
+        snapshot_interval: Seconds between two snapshots of the experiment's state, which make a resume quick; nothing
+            is lost without them. More where they would take more than a hundredth of the time.
+        save_tuner: Whether snapshots are taken at intervals and at the end; the journal is written in any case.
         warm_start: Earlier experiments (results, names or paths) from which the scheduler learns first. Hyperparameters
             are matched by name; trials that do not fit the space are skipped, and one warning counts them. An
             experiment passes on its own trials, not what it learnt from others.
@@ -127,6 +134,8 @@ class Tuner:
         trial_backend_path: str | Path | None = None,
         count_out_of_memory: bool = False,
         max_restarts: int = 2,
+        snapshot_interval: float = 60.0,
+        save_tuner: bool = True,
         warm_start: Sequence[ExperimentResult | str | Path] = (),
     ) -> None:
         if not isinstance(trial_backend, TrialBackend):
@@ -142,6 +151,7 @@ class Tuner:
             suffix_tuner_name=suffix_tuner_name,
             start_jobs_without_delay=start_jobs_without_delay,
             count_out_of_memory=count_out_of_memory,
+            save_tuner=save_tuner,
         )
         check_count("n_workers", n_workers, 1)
         check_count("max_failures", max_failures, 0)
@@ -150,6 +160,7 @@ class Tuner:
             sleep_time=sleep_time,
             results_update_interval=results_update_interval,
             print_update_interval=print_update_interval,
+            snapshot_interval=snapshot_interval,
         )
         self.trial_backend = trial_backend
         self.scheduler = scheduler
@@ -164,6 +175,8 @@ class Tuner:
         self.start_jobs_without_delay = start_jobs_without_delay
         self.count_out_of_memory = count_out_of_memory
         self.max_restarts = max_restarts
+        self.snapshot_interval = float(snapshot_interval)
+        self.save_tuner = save_tuner
         self.callbacks = with_results(callbacks)
         self.name = make_name(trial_backend, tuner_name, suffix_tuner_name)
         self.tuner_path = experiment_path(self.name)
@@ -179,7 +192,13 @@ class Tuner:
         self._stop_requested = False
         self._has_run = False
         self._told_end = False
-        self._resumes = False
+        self._resumes = self._repairs = False
+        self._past: Past | None = None
+        self._fresh: FreshStart | None = None
+        self._is_renewed = False
+        self._made: MadeLines | None = None
+        self._begun = False
+        self._snapshots: SnapshotTaker | None = None
         self._lock: ExperimentLock | None = None
         self._time_before = 0.0
         self._described = describe_parts(
@@ -199,6 +218,8 @@ class Tuner:
                 "trial_backend_path": None if trial_backend_path is None else str(self.trial_backend_path),
                 "count_out_of_memory": count_out_of_memory,
                 "max_restarts": max_restarts,
+                "snapshot_interval": snapshot_interval,
+                "save_tuner": save_tuner,
             }
         )
 
@@ -212,6 +233,11 @@ class Tuner:
         trial_backend: TrialBackend | None = None,
         scheduler: TrialScheduler | None = None,
         callbacks: Sequence[TunerCallback] | None = None,
+        config_space: dict[str, Any] | None = None,
+        new_defaults: Mapping[str, Any] | None = None,
+        drop: bool = False,
+        force: bool = False,
+        repair_journal: bool = False,
     ) -> Tuner:
         """Return a tuner that goes on with an experiment; its :meth:`run` begins where the record ends.
 
@@ -222,6 +248,14 @@ class Tuner:
         tuner's processes is ended. ``max_wallclock_time`` and ``st_tuner_time`` count the time that the tuner ran, and
         ``max_failures`` the failures from now on.
 
+        *Another configuration space.* The trials so far stay what they are, and a fresh scheduler that has learnt from
+        them goes on in the new space, with another seed. Trials whose values have no place there are never suggested
+        again and inform a model where it can express them (numbers outside their range; not other categories, nor other
+        values of what is a constant now). Those of them that are paused, or ran when the tuner ended, are stopped, with
+        the end reason ``"outside the configuration space"``, and keep their checkpoint. What goes on gets the
+        constants of the new space: a larger maximum resource is one for paused and interrupted trials, while those that
+        completed at the old one stay completed.
+
         Args:
             path_or_name: Name of the experiment; its name without the time stamp, for the newest of that name; or the
                 path of its folder.
@@ -231,16 +265,33 @@ class Tuner:
                 (``PythonBackend``, a class of yours).
             scheduler: A scheduler made with the same arguments, seed included, where it cannot be made from the record.
             callbacks: Callbacks in place of the earlier ones.
+            config_space: Another configuration space; one that equals the experiment's is no change. Where
+                ``scheduler`` is given, too, it must have this space.
+            new_defaults: Values that past trials have of hyperparameters that ``config_space`` adds, by name.
+            drop: Whether ``config_space`` may lack a hyperparameter of which past trials have different values; they
+                are compared without it. If all have the same value, it becomes a constant with that value, unless
+                ``drop`` is true.
+            force: Whether to take a fresh scheduler, which learns from all results so far, where ``scheduler`` is
+                another one, or decides otherwise than is recorded (another version of it, other arguments). Its metric
+                and mode stay; trials stay paused if it is of a kind that resumes none. Without ``force`` :meth:`run`
+                raises and names the line.
+            repair_journal: Whether to go on with the good part of a damaged journal. From the damaged line on it is cut
+                off when the tuner runs, and what was recorded there is lost; the whole file stays beside it, as
+                ``journal.jsonl.damaged-0``.
 
         Raises:
-            ExperimentError: If something has to be given.
+            ConfigSpaceError: If ``config_space`` cannot be used, or needs ``new_defaults`` or ``drop``.
+            DamagedJournal: If a line of its journal cannot be read, without ``repair_journal``; names the line. A
+                ``ValueError``.
+            ExperimentError: If something has to be given, or nothing is recorded yet.
             FileNotFoundError: If there is no such experiment.
-            ValueError: If its journal is damaged or of a newer version.
+            TypeError: If an argument has the wrong type.
+            ValueError: If its journal is of a newer version, or an argument has no effect.
         """
+        check_switches(drop=drop, force=force, repair_journal=repair_journal)
+        changes = Changes(config_space, new_defaults, drop, force)
         from sthyper.experiment import load_experiment
 
-        folder = load_experiment(path_or_name).path
-        sessions = [record for record in read_journal(folder) if record["type"] in ("session", "metadata")]
         given = {
             "stop_criterion": stop_criterion,
             "n_workers": n_workers,
@@ -248,13 +299,77 @@ class Tuner:
             "scheduler": scheduler,
             "callbacks": callbacks,
         }
-        tuner = cls(
-            **rebuild_parts(read_parts(folder), {name: part for name, part in given.items() if part is not None})
-        )
+        given = {name: part for name, part in given.items() if part is not None}
+        return cls._going_on(load_experiment(path_or_name).path, given, repair_journal, changes)
+
+    @classmethod
+    def _going_on(
+        cls, folder: Path, given: dict[str, Any], repair_journal: bool = False, changes: Changes | None = None
+    ) -> Tuner:
+        """Return a tuner that goes on with an experiment, its arguments those of the record but for those given."""
+        with repair_hint():
+            seed, metadata = read_identity(folder, strict=not repair_journal)
+            parts = read_parts(folder)
+            plan = plan_resume(folder, parts, given.get("scheduler"), changes or Changes(), strict=not repair_journal)
+        if plan.scheduler is not None:
+            given = {**given, "scheduler": plan.scheduler}
+        tuner = cls(**rebuild_parts(plan.described, given))
         tuner.name, tuner.tuner_path = folder.name, folder
-        tuner.random_seed = next(r["seed"] for r in sessions if r["type"] == "session")
-        tuner.metadata = next(r["metadata"] for r in sessions if r["type"] == "metadata")
-        tuner._resumes = True
+        tuner.random_seed, tuner.metadata = seed, {**metadata, **plan.metadata}
+        tuner._fresh, tuner._is_renewed = plan.fresh, bool(plan.metadata)
+        tuner._resumes, tuner._repairs = True, repair_journal
+        with repair_hint():
+            suits = made_with(tuner.scheduler, tuner.trial_backend) if plan.fresh is None else None
+            tuner._past = read_past(folder, suits, strict=not repair_journal)
+        return tuner
+
+    @classmethod
+    def load(
+        cls,
+        path_or_name: str | Path,
+        *,
+        stop_criterion: Callable[[TuningStatus], bool] | None = None,
+        n_workers: int | None = None,
+        trial_backend: TrialBackend | None = None,
+        scheduler: TrialScheduler | None = None,
+        callbacks: Sequence[TunerCallback] | None = None,
+        repair_journal: bool = False,
+    ) -> Tuner:
+        """Return the tuner of an experiment with its scheduler, searcher and statistics, ready to look at.
+
+        Nothing is started and nothing changes on the disk; the experiment may even be running. :meth:`run` goes on
+        with it, as that of :meth:`resume` does.
+
+        Args:
+            path_or_name: See :meth:`resume`, as for all arguments.
+            stop_criterion: For :meth:`run`.
+            n_workers: For :meth:`run`.
+            trial_backend: To be given where it cannot be made from the record.
+            scheduler: To be given where it cannot be made from the record.
+            callbacks: For :meth:`run`.
+            repair_journal: Whether the good part of a damaged journal is enough; the rest is cut off by :meth:`run`.
+
+        Raises:
+            DamagedJournal: See :meth:`resume`.
+            ExperimentError: If something has to be given, or scheduler or searcher decide otherwise than is recorded.
+            FileNotFoundError: If there is no such experiment.
+        """
+        tuner = cls.resume(
+            path_or_name,
+            stop_criterion=stop_criterion,
+            n_workers=n_workers,
+            trial_backend=trial_backend,
+            scheduler=scheduler,
+            callbacks=callbacks,
+            repair_journal=repair_journal,
+        )
+        assert tuner._past is not None
+        tuner.trial_backend.set_path(tuner.trial_backend_path or tuner.tuner_path, tuner.name)
+        tuner.trial_backend.context = tuner._context()
+        tuner._time_before = tuner._past.tuner_time
+        tuner._made = MadeLines(tuner.tuner_path / ST_JOURNAL_FILENAME)
+        tuner._loop = tuner._make_loop(tuner._made)
+        look_back(tuner._loop, tuner._past)
         return tuner
 
     # ---- running -------------------------------------------------------------------------------------
@@ -271,12 +386,12 @@ class Tuner:
         check_process()
         if self._has_run:
             raise ExperimentError(f"the experiment {self.name} has been run; make a new Tuner for another one")
-        if self.trial_backend.new_trial_id() != 0:
+        if self._made is None and self.trial_backend.new_trial_id() != 0:
             raise ExperimentError("trial_backend has run the trials of another experiment; make a new one for each")
         self._has_run = True
         # The supervisor starts while this process is still busy with its own preparations.
         self.tuner_path.mkdir(parents=True, exist_ok=True)
-        if (self.tuner_path / ST_JOURNAL_FILENAME).exists() and not self._resumes:
+        if not self._resumes and has_begun(self.tuner_path):
             raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
         self.trial_backend.set_path(self.trial_backend_path or self.tuner_path, self.name)
         self._lock = lock = ExperimentLock(self.tuner_path)
@@ -285,12 +400,14 @@ class Tuner:
         if os.environ.get(ENV_QUIET) == "1":
             logging.getLogger("sthyper").addHandler(silencer)
         try:
-            if (self.tuner_path / ST_JOURNAL_FILENAME).exists() and not self._resumes:  # another may have been faster
+            if not self._resumes and has_begun(self.tuner_path):  # another may have been faster
                 raise ExperimentError(f"{self.tuner_path} holds an experiment already; choose another tuner_name")
             self._run_locked()
         finally:
             logging.getLogger("sthyper").removeHandler(silencer)
             self._steering.close(None)
+            if self._snapshots is not None:
+                self._snapshots.close()
             if self.journal is not None:
                 self.journal.close()
             lock.release()
@@ -308,25 +425,43 @@ class Tuner:
         assert self._lock is not None
         ended = False
         try:
-            recorded = list(read_journal(self.tuner_path)) if self._resumes else []
-            if self._resumes:
-                end_leftovers((self.trial_backend_path or self.tuner_path) / ST_TRIALS_DIRNAME, recorded)
+            if self._repairs:
+                cut_damage(self.tuner_path)
+            past, later = self._past, []
+            if past is not None:
+                later = past.read_on()
+                self._time_before = past.tuner_time
+                if not self.trial_backend.outlives_tuner:
+                    trials = (self.trial_backend_path or self.tuner_path) / ST_TRIALS_DIRNAME
+                    end_leftovers(trials, past.kept + past.records)
+            delete_leftovers(self.tuner_path)
             self.trial_backend.open(self._context())
-            self._time_before = max((r["tuner_time"] for r in recorded if "tuner_time" in r), default=0.0)
             self._clock.start_of_time()
             self._write_metadata()
-            write_parts(self.tuner_path, self._described)
+            if not self._resumes:
+                write_parts(self.tuner_path, self._described)
             self.journal = open_journal(
                 self.tuner_path,
                 self.metadata,
                 self.n_workers,
                 self.random_seed,
                 new=not self._resumes,
+                traits=None if self._resumes else scheduler_traits(self.scheduler),
                 guard=self._lock.check,
             )
-            self._loop = self._make_loop()
-            if self._resumes:
-                recall(self._loop, recorded)
+            if self._loop is None:
+                self._loop = self._make_loop(self.journal)
+            self._loop.use_journal(self.journal, self._lock.check)
+            if past is not None:
+                self._loop.state.fresh = self._fresh
+                go_on(self._loop, past, self._made, later)
+                past.forget()
+                # Only now it is certain that they suit the record, or the journal says from where on they do.
+                write_parts(self.tuner_path, self._described)
+                self._loop.state.fresh = self._fresh = None
+                self._write_metadata()
+            self._take_snapshots(self._loop)
+            self._begun = True
             if self._stop_requested:
                 self._loop.request_stop("stopped by the user")
             with signals_handled(self._on_first_signal, self._on_second_signal):
@@ -344,11 +479,52 @@ class Tuner:
             if not ended:
                 self._give_up()
 
+    def _take_snapshots(self, loop: TuningLoop) -> None:
+        assert self._lock is not None
+        beside: dict[str, Sequence[Any]] = {"stop_criterion": [self.stop_criterion], "callbacks": self.callbacks}
+        if self._past is not None and self._past.snapshot is not None:
+            load_beside(self._past.snapshot.beside, beside)
+        self._snapshots = SnapshotTaker(
+            self.tuner_path,
+            loop,
+            made_with(self.scheduler, self.trial_backend),
+            beside,
+            self.snapshot_interval if self.save_tuner else None,
+            self._lock.check,
+        )
+        loop.state.on_quiet = self._snapshots.on_quiet
+
+    def save(self) -> None:
+        """Have a snapshot of the experiment's state written soon; may be called from callbacks and other threads.
+
+        It is written at the next quiet moment: between two events, while no suggestion is being computed. That is done
+        at intervals anyway, and nothing depends on it: after a crash the journal tells everything, a snapshot spares
+        going through all of it. When the experiment has ended, nothing is left to do.
+
+        Raises:
+            ExperimentError: If the experiment does not run yet.
+        """
+        if self._snapshots is None:
+            raise ExperimentError(f"save: the experiment {self.name} does not run yet, there is nothing to save")
+        self._snapshots.ask()
+        self.trial_backend.wake()
+
     def stop(self) -> None:
         """End the experiment soon, as Ctrl-C does; may be called from callbacks and other threads."""
         self._stop_requested = True
         if self._loop is not None:
             self._loop.request_stop("stopped by the user")
+
+    def check_lock(self) -> None:
+        """Make sure that the experiment is still this tuner's; for callbacks, before they write into its folder.
+
+        It is not if the process was stopped for so long, say in a suspend, that another tuner has taken it over.
+
+        Raises:
+            LockLost: If it is another's. An ``ExperimentError``; let it end the experiment.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     # ---- steering ------------------------------------------------------------------------------------
 
@@ -393,34 +569,10 @@ class Tuner:
         self.trial_backend.wake()
 
     def _context(self) -> ExperimentContext:
-        scheduler = self.scheduler
-        mode = scheduler.metric_mode()
-        objective = {
-            "metric": scheduler.metric_names()[0],
-            "mode": mode if isinstance(mode, str) else mode[0],
-            "resource_attr": scheduler.resource_attr,
-            "max_resource": scheduler.max_resource_level,
-        }
         interactive = progress_stream() is not None
-        return ExperimentContext(self.n_workers, self.random_seed, objective, interactive=interactive)
+        return ExperimentContext(self.n_workers, self.random_seed, objective_of(self.scheduler), interactive)
 
-    def _make_loop(self) -> TuningLoop:
-        assert self.journal is not None
-        assert self._lock is not None
-        progress = None
-        if (stream := progress_stream()) is not None:
-            from sthyper.config_space import non_constant_hyperparameter_keys
-            from sthyper.progress import ProgressPrinter
-
-            progress = ProgressPrinter(
-                self.print_update_interval,
-                self.scheduler.metric_names(),
-                self.scheduler.metric_mode(),
-                stream=stream,
-                resource_attr=self.scheduler.resource_attr,
-                hyperparameters=non_constant_hyperparameter_keys(self.scheduler.config_space),
-                clock=self._time,
-            )
+    def _make_loop(self, journal: ExperimentJournal | MadeLines) -> TuningLoop:
         options = LoopOptions(
             n_workers=self.n_workers,
             seed=self.random_seed,
@@ -439,12 +591,11 @@ class Tuner:
                 criterion=self.stop_criterion,
                 options=options,
                 status=self.tuning_status,
-                journal=self.journal,
+                journal=journal,
                 steering=self._steering,
                 callbacks=self.callbacks,
                 clock=self._time,
-                progress=progress,
-                guard=self._lock.check,
+                progress=make_progress(self.print_update_interval, self.scheduler, self._time),
             )
         )
 
@@ -453,8 +604,11 @@ class Tuner:
         assert self._loop is not None
         if self._loop.state.progress is not None:
             self._loop.state.progress.finish(self.tuning_status)
+        if self._snapshots is not None:
+            self._snapshots.finish()
         self._steering.close(self.journal)
-        self._write_end(self._loop.state.end_reason or "unknown")
+        finished = self._loop.interrupt is None and self._loop.state.error is None
+        self._write_end(self._loop.state.end_reason or "unknown", finished)
         self.trial_backend.close()
         self._tell_end()
 
@@ -463,8 +617,8 @@ class Tuner:
         error = sys.exc_info()[1]
         at_once = isinstance(error, KeyboardInterrupt)
         self.trial_backend.close(wait=not at_once)
-        if self._loop is None or self.journal is None or self._told_end:
-            return
+        if self._loop is None or self.journal is None or self._told_end or not self._begun:
+            return  # what the loop holds is not yet what the record says
         self.journal.keep_trying = lambda step: step()  # nothing is waited for any more
         # The orders of decisions are carried out by the supervisor; a resumed tuner takes them as carried out.
         records = self._loop.state.records.items()
@@ -479,27 +633,23 @@ class Tuner:
                 self.journal.append(line)
             self._steering.close(self.journal)
             self._write_end(f"{type(error).__name__}: {error}")
-        except (OSError, LockLost) as failure:
+        except LockLost as failure:
+            logger.error("nothing is written any more: %s", failure)
+        except OSError as failure:
             logger.error("the record ends early, Tuner.resume goes on from there: %s", failure)
         if not at_once:
-            self._tell_end(lost=isinstance(error, LockLost))
+            self._tell_end()
 
-    def _write_end(self, reason: str) -> None:
+    def _write_end(self, reason: str, finished: bool = False) -> None:
         assert self.journal is not None
         logger.info("tuning ended: %s", reason)
-        self.journal.append({"type": "end", "reason": reason, "tuner_time": self._time()})
+        self.journal.append({"type": "end", "reason": reason, "finished": finished, "tuner_time": self._time()})
 
-    def _tell_end(self, lost: bool = False) -> None:
-        """Call ``on_tuning_end`` of all callbacks, whatever one of them raises; then raise the first error.
-
-        Args:
-            lost: Whether the experiment is another tuner's now, whose table of results must not be overwritten.
-        """
+    def _tell_end(self) -> None:
+        """Call ``on_tuning_end`` of all callbacks, whatever one of them raises; then raise the first error."""
         self._told_end = True
         errors = []
         for callback in self.callbacks:
-            if lost and isinstance(callback, StoreResultsCallback):
-                continue
             try:
                 callback.on_tuning_end()
             except Exception as error:
@@ -551,19 +701,10 @@ class Tuner:
         names = self.scheduler.metric_names()
         name = metric_name(names, metric)
         mode = self.scheduler.metric_mode()
-        minimise = (mode if isinstance(mode, str) else mode[names.index(name)]) == "min"
-        best: tuple[float, int] | None = None
-        for trial_id, statistics in self.tuning_status.trial_metric_statistics.items():
-            values = statistics.min_metrics if minimise else statistics.max_metrics
-            value = values.get(name)
-            if value is None or not math.isfinite(value):
-                continue
-            key = value if minimise else -value
-            if best is None or key < best[0]:
-                best = (key, trial_id)
+        best = self.tuning_status.best(name, mode if isinstance(mode, str) else mode[names.index(name)])
         if best is None:
             raise ValueError(f"no trial has reported a finite {name!r} yet")
-        trial_id = best[1]
+        trial_id = best[0]
         config = dict(self.trial_backend.trial(trial_id).config)
         logger.info("best trial is %d; to train it once more: start the script with %s", trial_id, config)
         return trial_id, config
@@ -576,7 +717,8 @@ class Tuner:
         callback.restore(read_experiment(self.tuner_path).table, trials)
 
     def _write_metadata(self) -> None:
-        if self._resumes:
+        if self._resumes and (self._fresh is not None or not self._is_renewed):
             return
-        self.metadata[ST_TUNER_START_TIMESTAMP] = time.time()
+        if not self._resumes:
+            self.metadata[ST_TUNER_START_TIMESTAMP] = time.time()
         write_atomically(self.tuner_path / ST_METADATA_FILENAME, json.dumps(self.metadata, indent=1))

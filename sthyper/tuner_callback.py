@@ -56,3 +56,14 @@ class TunerCallback(Described):
 
     def on_resume_trial(self, trial: Trial) -> None:
         """A paused trial was resumed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed experiment must not lose, as plain containers and tensors; nothing by default.
+
+        It is saved with the snapshots, so that it may be somewhat older than the record of the experiment. Callbacks
+        are not told of what was recorded after that.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; called before ``on_tuning_start`` of a resumed experiment."""

@@ -131,6 +131,48 @@ class TuningStatus:
             if state.status == Status.in_progress:
                 self._change(state, Status.stopped, by_tuner=True)
 
+    # ---- state ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the trials themselves and the time, as plain containers."""
+        return {
+            "trials": [
+                {
+                    "trial_id": trial_id,
+                    "status": state.status.value,
+                    "by_tuner": state.by_tuner,
+                    "statistics": state.statistics.state_dict(),
+                    "earlier": list(state.earlier),
+                    "worker_time": state.worker_time,
+                    "worker_cost": state.worker_cost,
+                }
+                for trial_id, state in self._trials.items()
+            ],
+            "user_time": self._user_time,
+            "cost": self._cost,
+            "overall": self.overall_metric_statistics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], trials: Mapping[int, Trial]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: The state.
+            trials: The trials by id.
+        """
+        self._trials = {}
+        self._counts = dict.fromkeys(Status, 0)
+        self._finished = self._completed = self._failed = 0
+        for saved in state["trials"]:
+            trial = _TrialState(trials[saved["trial_id"]], Status(saved["status"]), saved["by_tuner"])
+            trial.statistics.load_state_dict(saved["statistics"])
+            trial.earlier = (saved["earlier"][0], saved["earlier"][1])
+            trial.worker_time, trial.worker_cost = saved["worker_time"], saved["worker_cost"]
+            self._trials[saved["trial_id"]] = trial
+            self._tally(trial, 1)
+        self._user_time, self._cost = state["user_time"], state["cost"]
+        self.overall_metric_statistics.load_state_dict(state["overall"])
+
     def _change(self, state: _TrialState, status: Status, by_tuner: bool) -> None:
         self._tally(state, -1)
         state.status = status

@@ -155,13 +155,13 @@ def mounted(path: Path, *arguments: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def fill(disk: Path) -> Path:
-    """Take all the room that is left."""
+def fill(disk: Path, spare: int = 0) -> Path:
+    """Take all the room that is left, but for some pages."""
     filler = disk / "filler"
     with open(filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
+        while spare == 0 or os.statvfs(disk).f_bavail > spare:
             file.write(b"f" * 4096)
-    assert os.statvfs(disk).f_bavail == 0
+    assert os.statvfs(disk).f_bavail == spare
     return filler
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, disk: Path, monkeypatch: pyte
         run.wait_until(lambda: waits(run))
         stands_still(run, 3.0)  # longer than the time-out of trials
         text = run.text.read_text()
-        assert text.count("cannot write") == 1
+        assert text.count("No trial is started and no report answered until it can be written") == 1
         assert f"WARNING cannot write {run.folder}" in text
         assert os.strerror(28) in text
         filler.unlink()
@@ -232,7 +232,7 @@ def test_a_file_that_may_not_grow_is_waited_for(tmp_path: Path) -> None:
 
 def test_again_and_again(tmp_path: Path) -> None:
     with running(tmp_path) as run:
-        run.wait_until(lambda: run.journal())
+        run.wait_until(lambda: run.log("answered"))  # a tuner that starts does not wait
         limits = psutil.Process(run.process.pid)
         old = limits.rlimit(resource.RLIMIT_FSIZE)
         for _ in range(3):
@@ -284,6 +284,32 @@ def test_ctrl_c_while_the_disk_is_full(
         assert len(set(answered)) == len(answered)
 
 
+def test_an_experiment_that_cannot_be_begun_says_where(
+    tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("from sthyper import Reporter; Reporter()(loss=1.0)")
+
+    def tuner() -> Tuner:
+        scheduler = RandomSearch({"x": uniform(0.0, 1.0)}, metric="loss", random_seed=5)
+        criterion = StoppingCriterion(max_num_trials_started=1)
+        return Tuner(LocalBackend(script), scheduler, criterion, 1, tuner_name="begun", suffix_tuner_name=False)
+
+    folder = disk / "experiments"
+    folder.mkdir()
+    monkeypatch.setenv("STHYPER_FOLDER", str(folder))
+    filler = fill(disk)
+    with pytest.raises(OSError, match=f"No space left on device: '{folder}/begun"):
+        tuner().run()
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(OSError, match=f"Read-only file system: '{folder}/begun"):
+        tuner().run()
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == []
+    assert tuner().run().best_value == 1.0  # nothing stands in its way
+
+
 def test_a_trial_starts_once_its_files_can_be_written(tmp_path: Path, disk: Path) -> None:
     with running(tmp_path, trials=disk) as run:
         run.wait_until(lambda: len(run.log("answered")) > 6)
@@ -331,6 +357,8 @@ FAILS = """
 import os, time
 from sthyper import Reporter
 report = Reporter()
+while report.trial_id == 1 and not os.path.exists({filled!r}):
+    time.sleep(0.01)
 for epoch in range(int(os.environ.get("STHYPER_LAST_RESOURCE") or 0) + 1, 5):
     {action}
     report(epoch=epoch, loss=1 / epoch)
@@ -339,21 +367,32 @@ print("trained")
 ACTIONS = {
     "prints": "print('p' * 3000, flush=True)",
     "saves": "open(os.path.join(report.trial_dir, 'weights'), 'wb').write(b'w' * 100_000)",
+    "torch": """import torch
+    path, message = os.path.join(report.trial_dir, "weights.pt"), None
+    try:
+        torch.save(torch.zeros(25_000), path)
+    except RuntimeError as error:
+        message = str(error)
+    if message is not None:
+        os.remove(path)  # there is as much room as before, which was too little
+        raise RuntimeError(message)""",
     "ends": "pass",
 }
 
 
 class FillsDisk(TunerCallback):
-    """Fills the disk when a trial has just started, and makes room again as soon as the tuner asks for it."""
+    """Fills the disk when trial 1 has just started, and makes room again as soon as the tuner asks for it."""
 
-    def __init__(self, disk: Path, trial_id: int) -> None:
+    def __init__(self, disk: Path, spare: int, filled: Path) -> None:
         self.disk = disk
-        self.trial_id = trial_id
+        self.spare = spare
+        self.filled = filled
         self.filler = disk / "filler"
 
     def on_start_trial(self, trial: Trial) -> None:
-        if trial.trial_id == self.trial_id:
-            fill(self.disk)
+        if trial.trial_id == 1:
+            fill(self.disk, self.spare)
+            self.filled.touch()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.getMessage().startswith("cannot write"):
@@ -364,9 +403,9 @@ class FillsDisk(TunerCallback):
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_trial_that_fails_for_want_of_room_is_run_again(tmp_path: Path, disk: Path, action: str) -> None:
     script = tmp_path / "train.py"
-    script.write_text(FAILS.format(action=ACTIONS[action]))
+    script.write_text(FAILS.format(action=ACTIONS[action], filled=str(tmp_path / "filled")))
     space = {"x": uniform(0.0, 1.0), "epochs": 4}
-    fills = FillsDisk(disk, 1)
+    fills = FillsDisk(disk, 10 if action == "torch" else 0, tmp_path / "filled")
     tuner = Tuner(
         LocalBackend(script),
         ASHA(space, metric="loss", max_resource_attr="epochs", grace_period=3, random_seed=5),
@@ -392,6 +431,51 @@ def test_a_trial_that_fails_for_want_of_room_is_run_again(tmp_path: Path, disk: 
     reasons = [r["reason"] for r in read_journal(tuner.tuner_path) if r["type"] == "status"]
     assert reasons == [None] + ["killed (disk full)"] * (runs - 1) + [None, None]
     assert result.results.groupby("trial_id").epoch.apply(list).tolist() == [[1, 2, 3, 4]] * 3
+
+
+@pytest.mark.parametrize("patience", [0.2, 2.5])
+def test_room_that_is_needed_elsewhere_is_waited_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """The disk that is full is not the experiment's: nothing tells when there is room again."""
+    monkeypatch.setattr("sthyper._tuning.room.PATIENCE", patience)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from sthyper import Reporter\nreport = Reporter()\n"
+        "if report.run == 0: raise OSError(28, 'No space left on device', '/elsewhere')\nreport(loss=1.0)"
+    )
+    scheduler = RandomSearch({"x": uniform(0.0, 1.0)}, metric="loss", random_seed=5)
+    tuner = Tuner(LocalBackend(script), scheduler, StoppingCriterion(max_num_trials_started=1), n_workers=1)
+    result = tuner.run()
+    assert [(trial.status, trial.runs) for trial in result.trials.values()] == [("Completed", 2)]
+    times = [r["tuner_time"] for r in read_journal(tuner.tuner_path) if r["type"] in ("status", "resume")]
+    assert patience <= times[1] - times[0] < patience + 2.0
+
+
+def test_a_trial_that_waits_for_room_is_run_again_after_a_resume(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from sthyper import Reporter\nreport = Reporter()\n"
+        "if report.run == 0: raise OSError(28, 'No space left on device', '/elsewhere')\nreport(loss=1.0)"
+    )
+    scheduler = RandomSearch({"x": uniform(0.0, 1.0)}, metric="loss", random_seed=5)
+    tuner = Tuner(LocalBackend(script), scheduler, StoppingCriterion(max_num_trials_started=1), n_workers=1)
+
+    def stop(record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith("cannot write"):
+            tuner.stop()
+        return True
+
+    logger = logging.getLogger("sthyper._tuning.room")
+    logger.addFilter(stop)
+    try:
+        with pytest.warns(RuntimeWarning, match="stopped by the user"):
+            tuner.run()
+    finally:
+        logger.removeFilter(stop)
+    result = Tuner.resume(tuner.tuner_path).run()
+    assert [trial.status for trial in result.trials.values()] == ["Completed"]
+    assert result.best_value == 1.0
 
 
 def test_other_failures_stay_failures(tmp_path: Path) -> None:

@@ -18,10 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sthyper import load_experiment
+from sthyper import StoppingCriterion, Tuner, load_experiment
+from sthyper.backend import LocalBackend
+from sthyper.baselines import ASHA
+from sthyper.config_space import uniform
 from sthyper.constants import ST_TUNER_CREATION_TIMESTAMP
+from sthyper.errors import ExperimentError
 from sthyper.experiment import list_experiments
-from sthyper.journal import ExperimentJournal, read_journal, write_atomically
+from sthyper.journal import DamagedJournal, ExperimentJournal, cut_damage, read_journal, write_atomically
+from sthyper.schedulers import TrialScheduler
+from sthyper.testing import replay
 
 HEAD = {"type": "journal", "version": 1}
 HEAD_LINE = json.dumps(HEAD).encode() + b"\n"
@@ -190,6 +196,112 @@ def test_the_good_part_of_a_damaged_experiment_is_shown(
     assert (result.best_trial_id, result.best_value, len(result.trials)) == (1, -1, 3)
     assert f"{path}, line 10 is damaged" in caplog.text
     assert [experiment.name for experiment in list_experiments()] == ["damaged"]
+
+
+def test_a_damaged_end_is_cut_off_and_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "journal.jsonl", line(1), line(2))
+    assert cut_damage(path) is None
+    assert os.listdir(tmp_path) == ["journal.jsonl"]
+    for n in range(2):
+        path = write(path, line(1), line(2), b"oops\n", line(3))
+        damaged = path.read_bytes()
+        assert cut_damage(tmp_path) == tmp_path / f"journal.jsonl.damaged-{n}"
+        assert (tmp_path / f"journal.jsonl.damaged-{n}").read_bytes() == damaged
+        assert numbers(path) == [1, 2]
+    for content, error in ((b"oops\n", DamagedJournal), (b'{"type": "journal", "version": 2}\n', ValueError)):
+        path.write_bytes(content)
+        with pytest.raises(error, match=r"line 1 is damaged|upgrade"):
+            cut_damage(path)
+        assert path.read_bytes() == content
+
+
+# A checkpoint of another trial would be found out.
+TRAIN = """
+import json, os, sys, time
+from pathlib import Path
+from sthyper import Reporter
+report = Reporter()
+checkpoint = Path(report.checkpoint_dir) / "checkpoint.json"
+epoch = 0
+if checkpoint.exists():
+    x, epoch = json.loads(checkpoint.read_text())
+    assert x == report.config["x"], "a checkpoint of another trial"
+for epoch in range(epoch + 1, report.config["epochs"] + 1):
+    time.sleep(0.01)
+    checkpoint.write_text(json.dumps([report.config["x"], epoch]))
+    report(epoch=epoch, loss=(report.config["x"] - 0.3) ** 2 + 1 / epoch)
+"""
+
+
+def asha() -> TrialScheduler:
+    space = {"x": uniform(0.0, 1.0), "epochs": 4}
+    return ASHA(space, metric="loss", max_resource_attr="epochs", reduction_factor=2, random_seed=3)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, experiment_folder: Path) -> Path:
+    """Folder of an experiment that has ended."""
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    criterion = StoppingCriterion(max_num_trials_started=10)
+    backend = LocalBackend(script)
+    return Tuner(backend, asha(), criterion, 2, tuner_name="damaged", suffix_tuner_name=False).run().path
+
+
+def damage(folder: Path, number: int) -> bytes:
+    """Damage a line and return the file."""
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = b"\0" * (len(lines[number - 1]) - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+    return path.read_bytes()
+
+
+def test_a_damaged_experiment_goes_on_where_it_is_good_once_one_says_so(
+    experiment: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    n = 4 * lines_of(experiment) // 10
+    whole = damage(experiment, n)
+    with pytest.raises(DamagedJournal, match=rf"line {n} is damaged.*repair_journal=True"):
+        Tuner.resume("damaged")
+    assert (experiment / "journal.jsonl").read_bytes() == whole
+    tuner = Tuner.resume("damaged", repair_journal=True)
+    assert (experiment / "journal.jsonl").read_bytes() == whole, "nothing is cut off before it runs"
+    result = tuner.run()
+    assert (experiment / "journal.jsonl.damaged-0").read_bytes() == whole
+    good = whole.splitlines(keepends=True)[: n - 1]
+    assert (experiment / "journal.jsonl").read_bytes().startswith(b"".join(good))
+    assert f"the whole file is kept as {experiment}/journal.jsonl.damaged-0" in caplog.text
+    assert replay(experiment, asha()) == []
+    assert len(result.trials) == 10
+    assert {trial.status for trial in result.trials.values()} <= {"Completed", "Stopped"}
+    assert list(experiment.glob("trials/*/checkpoints.aside-0"))
+    # It is whole again.
+    assert Tuner.resume("damaged").run().results.equals(result.results)
+
+
+def lines_of(folder: Path) -> int:
+    return len((folder / "journal.jsonl").read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_record_without_a_beginning_is_not_gone_on_with(experiment: Path, number: int) -> None:
+    whole = damage(experiment, number)
+    with pytest.raises(DamagedJournal, match=f"line {number} is damaged"):
+        Tuner.resume("damaged")
+    with pytest.raises(ExperimentError, match="no record to go on from"):
+        Tuner.resume("damaged", repair_journal=True)
+    with pytest.raises(TypeError, match="repair_journal"):
+        Tuner.resume("damaged", repair_journal="yes")  # type: ignore[arg-type]
+    assert (experiment / "journal.jsonl").read_bytes() == whole
+
+
+def test_a_newer_experiment_is_not_gone_on_with(experiment: Path) -> None:
+    path = experiment / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":2', 1))
+    for repair_journal in (False, True):
+        with pytest.raises(ValueError, match="format version 2.* upgrade sthyper"):
+            Tuner.resume("damaged", repair_journal=repair_journal)
 
 
 def test_a_line_that_is_missing_ends_the_record(tmp_path: Path) -> None:

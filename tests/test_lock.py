@@ -17,9 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
+from sthyper import StoppingCriterion, Tuner
 from sthyper._lock import ExperimentLock, LockLost
+from sthyper.backend import LocalBackend
+from sthyper.baselines import RandomSearch
+from sthyper.config_space import uniform
 from sthyper.errors import ExperimentError
 from sthyper.journal import ExperimentLock as LockOfJournal
+from sthyper.testing import replay
+from sthyper.trial import Status, Trial
+from sthyper.tuner_callback import TunerCallback
 
 # A process that seems to run on another machine, with shorter times if they are given.
 ELSEWHERE = """
@@ -269,7 +276,17 @@ _lock._HEARTBEAT_INTERVAL, _lock._DOUBT_AFTER = 0.2, 0.5
 Tuner(
     LocalBackend(sys.argv[1]), RandomSearch({"x": uniform(0, 1)}, metric="loss", random_seed=1),
     StoppingCriterion(max_num_trials_finished=3), n_workers=2, tuner_name="stopped", suffix_tuner_name=False,
+    results_update_interval=0.01, snapshot_interval=0.05,
 ).run()
+"""
+
+# On another machine the processes of the first one's trials are not to be seen.
+SECOND = """
+from sthyper import Tuner, _lock, tuner
+_lock.machine = lambda: "another machine"
+_lock._HEARTBEAT_INTERVAL, _lock._STALE_AFTER = 0.5, 0.6
+tuner.end_leftovers = lambda *args: 0
+Tuner.resume("stopped").run()
 """
 
 
@@ -309,26 +326,79 @@ def trials_of(folder: Path) -> set[int]:
     return {record["pid"] for record in records if record["type"] == "process"}
 
 
+def record_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """What a tuner writes into its folder: content and time of writing of all whole files but those of the trials."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    files = [path for path in files if "trials" not in path.relative_to(folder).parts]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 def test_a_tuner_that_lost_the_lock_while_it_was_stopped_ends_itself(tmp_path: Path, experiment_folder: Path) -> None:
     folder = experiment_folder / "stopped"
     with running(tmp_path, folder) as tuner:
         trials = trials_of(folder)
-        assert all(psutil.pid_exists(pid) for pid in trials)
         tuner.send_signal(signal.SIGSTOP)
-        time.sleep(1.0)
-        with elsewhere(folder, stale_after=0.6) as (answer, _):
-            assert answer == "taken\n"
-            before = (folder / "journal.jsonl").read_bytes()
-            results = (folder / "results.csv.zip").exists()
-            lock = (folder / "lock").read_bytes()
+        time.sleep(0.6)
+        assert all(psutil.pid_exists(pid) for pid in trials)
+        count = lines(folder, "decision")
+        with open(tmp_path / "second.txt", "w") as log:
+            second = subprocess.Popen([sys.executable, "-c", SECOND], stderr=log)
+        try:
+            wait_until(lambda: lines(folder, "decision") > count + 4, second)
+            second.send_signal(signal.SIGSTOP)
+            before = record_of(folder)
+            assert {"journal.jsonl", "metadata.json", "results.csv.zip", "lock"} <= set(before)
+            assert any(name.startswith("snapshots/") for name in before)
             tuner.send_signal(signal.SIGCONT)
             assert tuner.wait(30) == 1
-            assert (folder / "journal.jsonl").read_bytes() == before
-            assert (folder / "results.csv.zip").exists() == results
-            assert (folder / "lock").read_bytes() == lock
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in trials))
-        assert "LockLost: " in (error := (tmp_path / "tuner.txt").read_text())
-        assert "this tuner (process" in error
+            wait_until(lambda: not any(psutil.pid_exists(pid) for pid in trials))
+            assert record_of(folder) == before
+            second.send_signal(signal.SIGCONT)
+            wait_until(lambda: lines(folder, "decision") > count + 12, second)
+        finally:
+            second.send_signal(signal.SIGCONT)
+            second.terminate()
+            assert second.wait(30) == 0
+        text = (tmp_path / "tuner.txt").read_text()
+        assert f"LockLost: {folder} is run by process {second.pid} on " in text
+        assert f"this tuner (process {tuner.pid} on " in text
+        assert "nothing is written any more" in text
+        assert f"the lock of process {tuner.pid} on" in (tmp_path / "second.txt").read_text()
+        # Line for line what the second one has decided, after what the first one had.
+        assert replay(folder, RandomSearch({"x": uniform(0, 1)}, metric="loss", random_seed=1)) == []
+
+
+class LosesLock(TunerCallback):
+    """Looks whether the experiment is its tuner's before and after the lock is gone."""
+
+    def on_tuning_start(self, tuner: Tuner) -> None:
+        self.tuner = tuner
+        self.heard: list[str] = []
+
+    def on_trial_result(self, trial: Trial, status: Status, result: dict[str, Any], decision: str) -> None:
+        self.tuner.check_lock()
+        (self.tuner.tuner_path / "lock").unlink()
+        try:
+            self.tuner.check_lock()
+        except LockLost as error:
+            self.heard.append(str(error))
+
+
+def test_callbacks_can_ask_and_no_results_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sthyper._lock._DOUBT_AFTER", 0.0)
+    train = tmp_path / "train.py"
+    train.write_text("from sthyper import Reporter; Reporter()(loss=1.0)")
+    callback = LosesLock()
+    scheduler = RandomSearch({"x": uniform(0, 1)}, metric="loss", random_seed=1)
+    tuner = Tuner(LocalBackend(train), scheduler, StoppingCriterion(max_num_trials_started=3), 1, callbacks=[callback])
+    with pytest.raises(LockLost, match=f"{tuner.tuner_path} is run by another process now"):
+        tuner.run()
+    assert len(callback.heard) == 1
+    assert lines(tuner.tuner_path, "report") == 1
+    assert not (tuner.tuner_path / "results.csv.zip").exists()
+    assert "nothing is written any more" in caplog.text
 
 
 def test_a_tuner_that_was_stopped_and_kept_the_lock_goes_on(tmp_path: Path, experiment_folder: Path) -> None:

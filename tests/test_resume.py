@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from sthyper import StoppingCriterion, Tuner, load_experiment
+from sthyper import StoppingCriterion, Tuner, load_experiment, tune
 from sthyper.backend import LocalBackend, PythonBackend
 from sthyper.baselines import ASHA, GridSearch, RandomSearch
 from sthyper.config_space import choice, randint, uniform
 from sthyper.errors import ExperimentError
+from sthyper.experiment import ExperimentResult
 from sthyper.journal import read_journal
 from sthyper.schedulers import TrialScheduler
 from sthyper.testing import replay
+from sthyper.trial import Status, Trial
+from sthyper.tuner_callback import TunerCallback
 
 EPOCHS = 9
 SPACE: dict[str, Any] = {"x": uniform(0.0, 1.0), "n": randint(1, 50), "epochs": EPOCHS}
@@ -52,14 +59,17 @@ LAUNCH = """
 import sys
 sys.path.insert(0, {here!r})
 from test_resume import *
+import sthyper._tuning.saving
 
 if sys.argv[1] == "start":
     tuner = Tuner(
         LocalBackend({train!r}), scheduler(sys.argv[2]), StoppingCriterion(max_num_trials_started=12), int(sys.argv[3]),
-        tuner_name="killed", suffix_tuner_name=False,
+        tuner_name="killed", suffix_tuner_name=False, snapshot_interval=float(sys.argv[4]),
     )
 else:
     tuner = Tuner.resume("killed")
+    print("begins with", tuner._past.snapshot and tuner._past.snapshot.path.name, file=sys.stderr)
+sthyper._tuning.saving.SHARE_OF_TIME = 1.0
 tuner.run()
 """
 
@@ -95,13 +105,15 @@ def lines(folder: Path) -> int:
         return 0
 
 
-def run_and_kill(tmp_path: Path, train: Path, kind: str, n_workers: int, kills: int, seed: int) -> Path:
+def run_and_kill(
+    tmp_path: Path, train: Path, kind: str, n_workers: int, kills: int, seed: int, interval: float = 0.0
+) -> Path:
     """Run an experiment whose tuner is killed ``kills`` times, at random lines of its journal; return its folder."""
     launch = tmp_path / "launch.py"
     launch.write_text(LAUNCH.format(here=str(Path(__file__).parent), train=str(train)))
     rng = random.Random(seed)
     folder = Path(os.environ["STHYPER_FOLDER"]) / "killed"
-    command = [sys.executable, str(launch), "start", kind, str(n_workers)]
+    command = [sys.executable, str(launch), "start", kind, str(n_workers), str(interval)]
     for kill in range(kills + 1):
         with open(tmp_path / "tuner.txt", "a") as out:
             tuner = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
@@ -145,8 +157,6 @@ def check_whole(folder: Path, kind: str) -> None:
     assert {trial.status for trial in experiment.trials.values()} <= {"Completed", "Stopped", "Paused"}
     assert len(experiment.trials) == 12
     assert experiment.end_reason == "max_num_trials_started is reached"
-    if scheduler(kind).resource_attr is None:
-        return  # the tuner does not know how far a trial had come: it begins anew, and all its reports count
     assert max(Counter((trial, epoch) for trial, _, epoch, _ in reports).values()) == 1
     recorded_in = {(trial, epoch): run for trial, run, epoch, _ in reports}
     for trial_id in experiment.trials:
@@ -158,9 +168,12 @@ def check_whole(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("interval", [0.02, 3600.0])
 @pytest.mark.parametrize(("kind", "seed"), [("promotion", 0), ("promotion3", 1), ("stopping", 2), ("random", 3)])
-def test_killed_and_resumed(tmp_path: Path, train: Path, kind: str, seed: int) -> None:
-    folder = run_and_kill(tmp_path, train, kind, n_workers=2, kills=2, seed=seed)
+def test_killed_and_resumed(tmp_path: Path, train: Path, kind: str, seed: int, interval: float) -> None:
+    folder = run_and_kill(tmp_path, train, kind, n_workers=2, kills=2, seed=seed, interval=interval)
+    begins = [line for line in (tmp_path / "tuner.txt").read_text().splitlines() if line.startswith("begins with")]
+    assert any(line.endswith(".json") for line in begins) == (interval < 1), begins
     assert sum(record["type"] == "session" for record in read_journal(folder)) >= 2
     check_whole(folder, kind)
 
@@ -178,8 +191,6 @@ def test_decisions_equal_those_of_the_undisturbed_run(tmp_path: Path, train: Pat
         for path in (folder, other.tuner_path)
     ]
     assert suggestions[0] == suggestions[1]
-    if scheduler(kind).resource_attr is None:
-        return
     decisions = [sorted((t, e, d) for t, _, e, d in counted(path)) for path in (folder, other.tuner_path)]
     assert decisions[0] == decisions[1]
 
@@ -349,3 +360,276 @@ def test_what_was_given_to_the_tuner_is_for_its_owner_only(train: Path) -> None:
         if path.is_file() and path.name != "tuner.json":
             assert b"swordfish" not in path.read_bytes()
     assert Tuner.resume(tuner.name).trial_backend.environment == {"SECRET": "swordfish"}
+
+
+# ---- the tuner to look at --------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+@pytest.mark.parametrize("save_tuner", [True, False])
+def test_load_shows_the_tuner_and_changes_nothing(train: Path, save_tuner: bool) -> None:
+    tuner = make(train, save_tuner=save_tuner)
+    tuner.run()
+    before = files(tuner.tuner_path)
+    children = {process.pid for process in psutil.Process().children(recursive=True)}
+    for loaded in (Tuner.load(tuner.name), load_experiment(tuner.name, load_tuner=True).tuner):
+        assert loaded is not None
+        assert loaded.name == tuner.name
+        assert loaded.tuning_status.num_trials_started == 4
+        assert loaded.tuning_status.trial_rows == tuner.tuning_status.trial_rows
+        assert loaded.tuning_status.wallclock_time == pytest.approx(tuner.tuning_status.wallclock_time, abs=0.3)
+        assert loaded.best_config() == tuner.best_config()
+        states = [each.scheduler.state_dict() | {"clock": None} for each in (loaded, tuner)]
+        assert states[0] == states[1]
+        assert loaded.trial_backend.trial(2).creation_time == tuner.trial_backend.trial(2).creation_time
+    assert files(tuner.tuner_path) == before
+    assert {process.pid for process in psutil.Process().children(recursive=True)} == children
+    assert load_experiment(tuner.name).tuner is None
+    with pytest.raises(TypeError, match="load_tuner must be True or False"):
+        load_experiment(tuner.name, load_tuner="yes")  # type: ignore[arg-type]
+
+
+def test_a_loaded_tuner_goes_on(train: Path) -> None:
+    tuner, other = make(train, 4), make(train, 9)
+    tuner.run()
+    other.run()
+    loaded = Tuner.load(tuner.name, stop_criterion=StoppingCriterion(max_num_trials_started=9))
+    assert len(loaded.run().trials) == 9
+    assert configs(tuner.tuner_path) == configs(other.tuner_path)
+    assert replay(tuner.tuner_path, scheduler("promotion")) == []
+    with pytest.raises(ExperimentError, match="has been run"):
+        loaded.run()
+
+
+def test_a_loaded_tuner_hears_what_was_written_since(train: Path) -> None:
+    tuner, other = make(train), make(train, 9)
+    tuner.run()
+    other.run()
+    path = tuner.tuner_path / "journal.jsonl"
+    whole = path.read_bytes().splitlines(keepends=True)
+    kinds = [json.loads(line)["type"] for line in whole]
+    for kind in ("ask", "suggestion", "report", "start"):
+        cut = [i for i, k in enumerate(kinds) if k == kind][-2]
+        path.write_bytes(b"".join(whole[: cut + 1]))
+        loaded = Tuner.load(tuner.tuner_path, stop_criterion=StoppingCriterion(max_num_trials_started=9))
+        assert path.read_bytes() == b"".join(whole[: cut + 1]), "what follows is decided, but not written"
+        Tuner.resume(tuner.tuner_path, stop_criterion=StoppingCriterion(max_num_trials_started=4)).run()
+        loaded.enqueue({"x": 0.5})
+        loaded.run()
+        ours = configs(tuner.tuner_path)
+        assert ours[:4] == configs(other.tuner_path)[:4]
+        assert any(config["x"] == 0.5 for config in ours[4:6]), "what was enqueued comes after what the record says"
+        assert len(ours) == 9
+        assert replay(tuner.tuner_path, scheduler("promotion")) == [], kind
+
+
+def test_a_running_experiment_can_be_looked_at(train: Path) -> None:
+    found = []
+
+    class Looks(TunerCallback):
+        def on_trial_result(self, trial: Trial, status: Status, result: dict[str, Any], decision: str) -> None:
+            loaded = Tuner.load(tuner.tuner_path, callbacks=[])
+            found.append((loaded.tuning_status.num_results, tuner.tuning_status.num_results))
+
+    tuner = make(train, 2, callbacks=[Looks()])
+    tuner.run()
+    assert len(found) >= 2
+    assert all(seen == now for seen, now in found)
+
+
+def test_a_function_has_to_be_given_to_load_its_tuner() -> None:
+    tuner = make(
+        Path("unused"), trial_backend=PythonBackend(square, SPACE, launch="inline"), scheduler=scheduler("random")
+    )
+    tuner.run()
+    with pytest.raises(ExperimentError, match="trial_backend has to be given"):
+        load_experiment(tuner.name, load_tuner=True)
+    loaded = Tuner.load(tuner.name, trial_backend=PythonBackend(square, SPACE, launch="inline"))
+    assert loaded.tuning_status.num_trials_completed == 4
+
+
+def test_a_resume_that_fails_leaves_the_record_as_it_was(train: Path) -> None:
+    tuner = make(train)
+    tuner.run()
+    path = tuner.tuner_path / "journal.jsonl"
+    before = path.read_bytes()
+    other = ASHA(SPACE, metric="loss", type="promotion", max_resource_attr="epochs", reduction_factor=2, random_seed=6)
+    with pytest.raises(ExperimentError, match="made with the same arguments"):
+        Tuner.resume(tuner.name, scheduler=other).run()
+    added = [json.loads(line)["type"] for line in path.read_bytes().removeprefix(before).splitlines()]
+    assert added == ["session"]
+
+
+def test_what_is_put_in_before_a_resume_comes_after_the_record(train: Path) -> None:
+    first = make(train, 3)
+    first.enqueue({"x": 0.11, "n": 7})
+    first.add_result({"x": 0.2, "n": 3}, {"epoch": 1, "loss": 0.01})
+    first.run()
+    again = Tuner.resume(first.name, stop_criterion=StoppingCriterion(max_num_trials_started=6))
+    again.enqueue({"x": 0.12, "n": 7})
+    again.add_result({"x": 0.2, "n": 3}, {"epoch": 2, "loss": 0.01})
+    again.add_result({"x": 0.3, "n": 3}, {"epoch": 1, "loss": 0.01})
+    again.run()
+    lines = list(read_journal(first.tuner_path))
+    assert [line["n"] for line in lines if line["type"] == "enqueue"] == [1, 2]
+    assert [line["trial_id"] for line in lines if line["type"] == "added_result"] == [-1, -1, -2]
+    assert {0.11, 0.12} < {config["x"] for config in configs(first.tuner_path)}
+    assert len(Tuner.resume(first.name, stop_criterion=StoppingCriterion(max_num_trials_started=7)).run().trials) == 7
+
+
+# ---- tune(resume=...) ------------------------------------------------------------------------------------
+
+LINE = {"x": uniform(0.0, 1.0)}
+
+
+def stops_itself(folder: Path, at: int) -> Callable[[float], float]:
+    """A function whose process gets Ctrl-C in its ``at``-th call."""
+
+    def train(x: float) -> float:
+        with open(folder / "calls.txt", "a") as calls:
+            calls.write(f"{x}\n")
+        if (folder / "calls.txt").read_text().count("\n") == at:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        return x
+
+    return train
+
+
+def interrupted(tmp_path: Path, at: int = 3, **arguments: Any) -> ExperimentResult:
+    with pytest.warns(RuntimeWarning, match="SIGINT received"):
+        return tune(stops_itself(tmp_path, at), **(ARGUMENTS | arguments))
+
+
+ARGUMENTS: dict[str, Any] = {"config_space": LINE, "max_trials": 6, "launch": "inline", "name": "line"}
+
+
+def test_auto_goes_on_with_what_was_interrupted(tmp_path: Path) -> None:
+    first = interrupted(tmp_path, resume="auto")
+    assert len(first.trials) == 3
+    second = tune(stops_itself(tmp_path, 0), **ARGUMENTS, resume="auto")
+    assert second.path == first.path
+    assert len(second.trials) == 6
+    assert {trial.status for trial in second.trials.values()} == {"Completed"}
+    # It is finished now.
+    third = tune(stops_itself(tmp_path, 0), **ARGUMENTS, resume="auto")
+    assert third.path != first.path
+    assert len(tune(stops_itself(tmp_path, 0), **ARGUMENTS).trials) == 6
+    assert len(list(first.path.parent.iterdir())) == 3
+
+
+def test_auto_goes_on_after_a_kill(tmp_path: Path) -> None:
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import os, signal, sys\nfrom sthyper import tune\nfrom sthyper.config_space import uniform\n"
+        "def train(x):\n"
+        "    if not os.path.exists('killed') and x != 0.5:\n"
+        "        open('killed', 'w').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return x\n"
+        "e = tune(train, {'x': uniform(0, 1)}, max_trials=4, launch='inline', resume='auto')\n"
+        "print(e.name, len(e.trials))\n"
+    )
+    command = [sys.executable, str(script)]
+    assert subprocess.run(command, cwd=tmp_path, timeout=50, check=False).returncode == -signal.SIGKILL
+    done = subprocess.run(command, cwd=tmp_path, timeout=50, check=True, capture_output=True, text=True)
+    (folder,) = Path(os.environ["STHYPER_FOLDER"]).iterdir()
+    assert done.stdout.split() == [folder.name, "4"]
+
+
+def test_auto_begins_anew_where_something_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = interrupted(tmp_path, seed=5)
+    other = stops_itself(tmp_path, 0)
+    for changes, said in (
+        ({"config_space": {"x": uniform(0.0, 2.0)}}, "config_space['x'] was uniform(0.0, 1.0), now it is uniform(0.0"),
+        ({"metric": "loss"}, "metric was 'value', now it is 'loss'"),
+        ({"mode": "max"}, "mode was 'min', now it is 'max'"),
+        ({"scheduler": "grid search"}, "scheduler was RandomSearch, now it is GridSearch"),
+        ({"seed": 6}, "random_seed was 5, now it is 6"),
+        ({"points_to_evaluate": []}, "points_to_evaluate was None, now it is []"),
+    ):
+        caplog.clear()
+        assert tune(other, **(ARGUMENTS | changes), resume="auto").path != first.path
+        assert f"{first.name} is passed over, it was made with other arguments: {said}" in caplog.text
+        with pytest.raises(ExperimentError, match=re.escape(said)):
+            tune(other, **({**ARGUMENTS, "name": None} | changes), resume=first.name)
+    assert tune(square_of_x, **ARGUMENTS, resume="auto").path != first.path
+    assert "function_or_script was " in caplog.text
+    assert tune(other, **ARGUMENTS, resume="auto").path == first.path  # the seed may be left out
+
+
+def square_of_x(x: float) -> float:
+    return x**2
+
+
+def test_true_and_names_go_on_with_finished_ones_too(tmp_path: Path) -> None:
+    train = stops_itself(tmp_path, 0)
+    with pytest.raises(FileNotFoundError, match="resume=True: there is no experiment 'line'"):
+        tune(train, **ARGUMENTS, resume=True)
+    with pytest.raises(FileNotFoundError, match="no experiment 'lime'"):
+        tune(train, **{**ARGUMENTS, "name": None}, resume="lime")
+    first = tune(train, **ARGUMENTS)
+    newest = tune(train, **ARGUMENTS)
+    again = tune(train, **{**ARGUMENTS, "max_trials": 8}, resume=True)
+    assert again.path == newest.path
+    assert len(again.trials) == 8
+    for number, which in enumerate((first.name, first.path), start=9):
+        again = tune(train, **{**ARGUMENTS, "max_trials": number, "name": None}, resume=which)
+        assert again.path == first.path
+        assert len(again.trials) == number
+    configs = [trial.config for trial in again.trials.values()]
+    assert len({config["x"] for config in configs}) == 10
+
+
+def test_a_scheduler_of_the_user_goes_on(tmp_path: Path) -> None:
+    arguments = {**ARGUMENTS, "scheduler": Mine(LINE, metric="value", random_seed=3)}
+    first = interrupted(tmp_path, **arguments)
+    train = stops_itself(tmp_path, 0)
+    with pytest.raises(ExperimentError, match="random_seed was 3, now it is 4"):
+        tune(train, **{**arguments, "scheduler": Mine(LINE, metric="value", random_seed=4)}, resume=True)
+    again = Mine(LINE, metric="value", random_seed=3)
+    result = tune(train, **{**arguments, "scheduler": again}, resume="auto")
+    assert result.path == first.path
+    assert len(result.trials) == 6
+    assert again.state_dict()["searcher"] != Mine(LINE, metric="value", random_seed=3).state_dict()["searcher"]
+
+
+class Mine(RandomSearch):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("resume", "error", "message"),
+    [(1, TypeError, "resume must be"), (None, TypeError, "resume must be"), ("", ValueError, "must not be empty")],
+)
+def test_resume_is_checked(resume: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tune(square_of_x, **ARGUMENTS, resume=resume)
+    with pytest.raises(ValueError, match="name='line' has no effect together with resume='other'"):
+        tune(square_of_x, **ARGUMENTS, resume="other")
+
+
+def test_load_deletes_no_checkpoint_and_a_resume_does(tmp_path: Path) -> None:
+    script = tmp_path / "saves.py"
+    script.write_text(
+        "import os\nfrom sthyper import Reporter\nreport = Reporter()\n"
+        "os.makedirs(report.checkpoint_dir, exist_ok=True)\n"
+        "open(os.path.join(report.checkpoint_dir, 'c.txt'), 'w').close()\nreport(loss=report.config['x'])\n"
+    )
+    backend = LocalBackend(script, launch="inline", delete_checkpoints=True)
+    tuner = make(script, trial_backend=backend, scheduler=scheduler("random"))
+    tuner.run()
+    saved = {path.parent.parent.name for path in tuner.tuner_path.glob("trials/*/checkpoints/c.txt")}
+    assert saved == {str(tuner.best_config()[0])}
+    # As if the tuner had been killed before it came to the deletion.
+    gone = next(tuner.tuner_path / "trials" / name for name in ("0", "1") if name not in saved)
+    (gone / "checkpoints").mkdir()
+    shutil.rmtree(tuner.tuner_path / "snapshots")
+    loaded = Tuner.load(tuner.name)
+    assert (gone / "checkpoints").exists()
+    loaded.run()
+    assert not (gone / "checkpoints").exists()

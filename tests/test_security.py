@@ -224,6 +224,7 @@ def test_the_token_is_in_environments_only_and_strangers_disturb_nobody(
                 continue
             attacks[0] += 1
             held.append(peer)
+            time.sleep(0.001)  # this thread shares the interpreter with the tuner
             if len(held) > 100:
                 held.pop(0).close()
             if attacks[0] % 100 == 0:

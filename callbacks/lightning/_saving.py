@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.parsing import lightning_setattr
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from sthyper._checkpoints import note_resumed
 from sthyper.callbacks.lightning import _trainer
 from sthyper.callbacks.lightning._checkpoints import CheckpointFolder, Keep
 from sthyper.callbacks.lightning._loadable import find_unloadable
@@ -62,6 +63,8 @@ class TrialCheckpoints:
         def find() -> str | None:
             found = folder.find()
             folder.forget_after(0 if found is None else found.resource)
+            if found is not None:
+                note_resumed(folder.path, found.resource)
             return None if found is None else str(found.path)
 
         found = on_rank_zero(trainer, find)

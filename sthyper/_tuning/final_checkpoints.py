@@ -31,6 +31,16 @@ class FinalCheckpoints:
             self._signs = {name: 1.0 if m == "min" else -1.0 for name, m in zip(names, modes, strict=True)}
         self._best: dict[str, tuple[float, int]] = {}
         self._final: set[int] = set()
+        self._late: set[int] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes, as plain containers."""
+        return {"best": {name: list(best) for name, best in self._best.items()}, "final": sorted(self._final)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._best = {name: (value, trial_id) for name, (value, trial_id) in state["best"].items()}
+        self._final = set(state["final"])
 
     def on_report(self, trial_id: int, result: dict[str, Any]) -> None:
         """Take in a counted report; a former best trial that has ended loses its checkpoints."""
@@ -52,4 +62,13 @@ class FinalCheckpoints:
             self._final.add(trial_id)
         else:
             self._final.discard(trial_id)
+            if self._backend.recalling:
+                self._late.add(trial_id)
+            else:
+                self._backend.delete_checkpoint(trial_id)
+
+    def catch_up(self) -> None:
+        """Delete what the record says was deleted: a tuner that was killed may not have come to it."""
+        for trial_id in sorted(self._late):
             self._backend.delete_checkpoint(trial_id)
+        self._late.clear()

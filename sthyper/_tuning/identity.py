@@ -7,17 +7,18 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sthyper._lock import machine
 from sthyper.backend.base import TrialBackend
-from sthyper.constants import ST_TUNER_CREATION_TIMESTAMP, ST_TUNER_START_TIMESTAMP
-from sthyper.journal import JOURNAL_VERSION, ExperimentJournal
+from sthyper.constants import ST_JOURNAL_FILENAME, ST_TUNER_CREATION_TIMESTAMP, ST_TUNER_START_TIMESTAMP
+from sthyper.journal import JOURNAL_VERSION, ExperimentJournal, read_journal
 from sthyper.paths import check_valid_name, name_from_base, sanitize_name
 from sthyper.schedulers.base import TrialScheduler
 
-__all__ = ["make_metadata", "make_name", "open_journal"]
+__all__ = ["has_begun", "make_metadata", "make_name", "objective_of", "open_journal"]
 
 
 def make_name(backend: TrialBackend, given: str | None, suffix: bool) -> str:
@@ -71,12 +72,26 @@ def make_metadata(
     return {**result, **own}
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds an experiment.
+
+    A tuner that was killed while it wrote the first lines of its journal has left none: nothing had been started yet.
+    """
+    try:
+        return any(record["type"] == "session" for record in read_journal(folder))
+    except FileNotFoundError:
+        return False
+    except ValueError:  # damaged, or of a newer version
+        return True
+
+
 def open_journal(
     folder: Path,
     metadata: dict[str, Any],
     n_workers: int,
     seed: int,
     new: bool = True,
+    traits: Mapping[str, Any] | None = None,
     guard: Callable[[], None] | None = None,
 ) -> ExperimentJournal:
     """Open the journal of an experiment and write its first lines, or those of another session.
@@ -87,13 +102,28 @@ def open_journal(
         n_workers: Number of trials that run at the same time.
         seed: Seed of the experiment.
         new: Whether the experiment is new; otherwise it is resumed.
+        traits: What the bookkeeping of trials depends on; see :func:`sthyper._tuning.adoption.scheduler_traits`.
         guard: Called before each write.
     """
+    if new and not has_begun(folder):
+        (folder / ST_JOURNAL_FILENAME).unlink(missing_ok=True)
     journal = ExperimentJournal(folder, guard=guard)
     now = time.time()
     if new:
         journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})
         journal.append({"type": "metadata", "metadata": metadata})
-    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname()}
-    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now})
+    rest = {} if traits is None else {"scheduler": dict(traits)}
+    head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname(), "machine": machine()}
+    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now, **rest})
     return journal
+
+
+def objective_of(scheduler: TrialScheduler) -> dict[str, Any]:
+    """Return what trials may know of a scheduler."""
+    mode = scheduler.metric_mode()
+    return {
+        "metric": scheduler.metric_names()[0],
+        "mode": mode if isinstance(mode, str) else mode[0],
+        "resource_attr": scheduler.resource_attr,
+        "max_resource": scheduler.max_resource_level,
+    }

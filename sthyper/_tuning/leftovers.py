@@ -1,4 +1,4 @@
-"""Processes that a tuner which was killed has left behind."""
+"""Processes and files that a tuner which was killed has left behind."""
 
 from __future__ import annotations
 
@@ -10,57 +10,108 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sthyper._lock import machine
 from sthyper.backend._processes import (
+    MARK_NAME,
+    MARK_WIDTH,
     ProcessInfo,
-    create_time,
     descendants,
     environment_of,
     living,
+    process_info,
     send_signal,
     snapshot,
+    start_time,
 )
-from sthyper.constants import ENV_TRIAL_DIR
+from sthyper.constants import ENV_TRIAL_DIR, ENV_TRIALS_DIR, ST_LOCK_FILENAME
 
-__all__ = ["end_leftovers"]
+__all__ = ["delete_leftovers", "end_leftovers"]
 
 logger = logging.getLogger(__name__)
 
 TERM_SECONDS = 2.0
-CLOCK_TOLERANCE = 2.0
 KILL_SECONDS = 5.0
+ROUNDS = 3
+"""Looks for what was started while others were ended."""
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete files that were not complete when their writer was killed; those of locks are the lock's business.
+
+    Args:
+        folder: The experiment's folder, of which the caller holds the lock.
+    """
+    for path in folder.glob("*.tmp"):
+        if not path.name.startswith(f"{ST_LOCK_FILENAME}."):
+            path.unlink(missing_ok=True)
 
 
 def end_leftovers(trials: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """End the processes of trials that nobody supervises any more; return how many there were.
 
-    They are those that the journal names, with their start time, and all that descends from them; and programs that
-    were started with the trial's folder in their environment.
+    They are those that the journal names, with their start time, and all that descends from them; and those that were
+    started with the folder of the trials in their environment, or are forks of such.
 
     Args:
         trials: Folder of the trials.
         records: Lines of the journal.
     """
-    mark = f"{ENV_TRIAL_DIR}={trials}{os.sep}".encode()
-    named = {r["pid"]: r["create_time"] for r in records if r["type"] == "process" and r.get("create_time")}
+    named = _started_here(records)
+    ended: set[tuple[int, int]] = set()
+    for _ in range(ROUNDS):
+        found = _find(trials, named)
+        if not found:
+            break
+        ended |= {(info.pid, info.start) for info in found}
+        if left := _end(found):
+            logger.error("processes %s of trials do not end", [info.pid for info in left])
+            break
+    if ended:
+        logger.warning("%d processes of trials were left by the tuner before and are ended", len(ended))
+    return len(ended)
+
+
+def _find(trials: Path, named: set[tuple[int, float]]) -> list[ProcessInfo]:
+    own = f"{ENV_TRIAL_DIR}={trials}{os.sep}".encode()
+    # Forks show the environment of the fork server; guards, which end by themselves, have the number 0 in it.
+    forked, guard = f"{ENV_TRIALS_DIR}={trials}".encode(), f"{MARK_NAME}={'0' * MARK_WIDTH}".encode()
     processes = snapshot()
     found: dict[int, ProcessInfo] = {}
     for pid, info in processes.items():
-        if pid in named and abs(create_time(info) - named[pid]) < CLOCK_TOLERANCE:
+        environment = environment_of(pid)
+        if (pid, start_time(info)) in named:
             found[pid] = info
             found |= {child.pid: child for child in descendants(processes, pid)}
-        elif any(entry.startswith(mark) for entry in environment_of(pid)):
+        elif (forked in environment and guard not in environment) or any(e.startswith(own) for e in environment):
             found[pid] = info
     found.pop(os.getpid(), None)
-    left: list[ProcessInfo] = living(found.values())
+    return living(found.values())
+
+
+def _end(processes: list[ProcessInfo]) -> list[ProcessInfo]:
+    """End processes; return those that do not end."""
+    left = processes
     for signum, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
         for info in left:
             send_signal(info, signum)
         end = time.monotonic() + seconds
         while left and time.monotonic() < end:
             time.sleep(0.02)
-            left = living(left)
-    if found:
-        logger.warning("%d processes of trials were left by the tuner before and are ended", len(found))
-    if left:
-        logger.error("processes %s of trials do not end", [info.pid for info in left])
-    return len(found)
+            left = [info for info in left if _lives(info)]
+    return left
+
+
+def _lives(info: ProcessInfo) -> bool:
+    now = process_info(info.pid)
+    return now is not None and now.alive and now.start == info.start
+
+
+def _started_here(records: Iterable[Mapping[str, Any]]) -> set[tuple[int, float]]:
+    """Return pid and start time of the processes that the journal names, of this machine since its start."""
+    found, here = set(), False
+    for record in records:
+        if record["type"] == "session":
+            here = record.get("machine") == machine()
+        elif record["type"] == "process" and here and record.get("start_time"):
+            found.add((record["pid"], record["start_time"]))
+    return found

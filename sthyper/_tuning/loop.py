@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from sthyper._tuning.outcomes import Outcomes
 from sthyper._tuning.room import RoomWatch
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.suggestions import Suggestions
+from sthyper._tuning.trial_record import Cause, TrialRecord
 from sthyper.backend._preload import loading_message
 from sthyper.backend.base import EndEvent, MessageEvent, ReportEvent, TrialEvent
 from sthyper.journal import ExperimentJournal
@@ -43,12 +46,12 @@ class TuningLoop:
         self._outcomes = Outcomes(state, restart=self.suggestions.restart)
         self._room = RoomWatch(state, leaves=lambda: self.abandoned or self.interrupt is not None)
         state.backend.keep_trying = self._room.keep_trying
-        if isinstance(state.journal, ExperimentJournal):
-            state.journal.keep_trying = self._room.keep_trying
 
     def run(self) -> None:
         """Run until the experiment has ended; ``state.end_reason`` then says why."""
         state = self.state
+        if state.records:
+            state.check_counts()  # a resumed experiment may have nothing left to do
         while not self.abandoned:
             self._room.keep_trying(state.guard)
             for callback in state.callbacks:
@@ -72,6 +75,8 @@ class TuningLoop:
             for callback in state.callbacks:
                 callback.on_loop_end()
             state.check_criterion()
+            if self.suggestions.quiet:
+                state.on_quiet()
 
     def request_stop(self, reason: str) -> None:
         """End the experiment soon; safe in signal handlers and from other threads."""
@@ -113,9 +118,52 @@ class TuningLoop:
         logger.info("all trials have ended: %s", reason)
         return True
 
-    def forgive_failures(self) -> None:
-        """Count failures anew."""
-        self._outcomes.forgive_failures()
+    def use_journal(self, journal: ExperimentJournal, guard: Callable[[], None]) -> None:
+        """Write into this journal from now on.
+
+        Args:
+            journal: The journal, open.
+            guard: Raises once the experiment is another tuner's.
+        """
+        self.state.journal, self.state.guard = journal, guard
+        journal.keep_trying = self._room.keep_trying
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all parts that follow from the journal; to be called when no suggestion is computed."""
+        state = self.state
+        return {
+            "trials": [record.state_dict() for record in state.records.values()],
+            "status": state.status.state_dict(),
+            "suggestions": self.suggestions.state_dict(),
+            "outcomes": self._outcomes.state_dict(),
+            "steering": state.steering.state_dict(),
+            "backend": state.backend.state_dict(),
+            "scheduler": state.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, into an experiment that has not begun."""
+        state = self.state
+        records = [TrialRecord.from_state(record) for record in saved["trials"]]
+        state.records = {record.trial.trial_id: record for record in records}
+        state.busy = sum(record.busy for record in records)
+        state.stopping = sum(record.busy and record.order is not None for record in records)
+        trials = {record.trial.trial_id: record.trial for record in records}
+        state.status.load_state_dict(saved["status"], trials)
+        state.backend.load_state_dict(saved["backend"], trials)
+        self.suggestions.load_state_dict(saved["suggestions"])
+        self._outcomes.load_state_dict(saved["outcomes"])
+        state.steering.load_state_dict(saved["steering"])
+        state.scheduler.load_state_dict(saved["scheduler"])
+
+    def go_on(self, restarts: Iterable[tuple[TrialRecord, Cause]]) -> None:
+        """Begin where the record of a resumed experiment ends.
+
+        Args:
+            restarts: Trials that ran when it did; they come first.
+        """
+        self.suggestions.go_on(restarts)
+        self._outcomes.go_on()
 
     def handle(self, event: TrialEvent) -> None:
         """Act on what happened to a trial."""

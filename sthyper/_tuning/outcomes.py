@@ -6,9 +6,19 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from sthyper._checkpoints import resumed_from
 from sthyper._tuning.final_checkpoints import FinalCheckpoints
+from sthyper._tuning.room import more_room
 from sthyper._tuning.state import ExperimentState
-from sthyper._tuning.trial_record import Cause, ReportKind, TrialRecord, judge_report, resource_of, settle_decision
+from sthyper._tuning.trial_record import (
+    Cause,
+    ReportKind,
+    TrialRecord,
+    judge_report,
+    progress_of,
+    resource_of,
+    settle_decision,
+)
 from sthyper.backend._runs import DISK_FULL, read_tail
 from sthyper.backend.base import EndEvent, ReportEvent
 from sthyper.constants import (
@@ -50,10 +60,20 @@ class Outcomes:
         self._ended_otherwise = False
         self._now = 0.0
 
-    def forgive_failures(self) -> None:
-        """Count failures anew: a resumed experiment begins without any."""
+    def go_on(self) -> None:
+        """Begin where the record of a resumed experiment ends: without failures."""
+        self._final_checkpoints.catch_up()
         self._failures = self._out_of_memory = 0
         self._first_failure = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes, as plain containers; failures are not part of it, they are counted anew."""
+        return {"ended_otherwise": self._ended_otherwise, "final_checkpoints": self._final_checkpoints.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._ended_otherwise = state["ended_otherwise"]
+        self._final_checkpoints.load_state_dict(state["final_checkpoints"])
 
     # ---- reports -------------------------------------------------------------------------------------
 
@@ -65,8 +85,12 @@ class Outcomes:
         record = self.state.records[event.trial_id]
         self._now = self.state.clock()
         self._journal_event("report", event, {"metrics": event.metrics, "tuner_time": self._now})
-        resource = resource_of(event.metrics, self.state.scheduler.resource_attr)
+        scheduler = self.state.scheduler
+        resource = resource_of(event.metrics, scheduler.resource_attr)
         kind = judge_report(record, resource)
+        progress = resource if resource is not None else progress_of(event.metrics, scheduler)
+        if resource is None and record.is_behind(progress):
+            kind = ReportKind.ignored
         if record.order is not None:
             self._answer(event, record.order, None, counted=False)
         elif kind is ReportKind.repeats:
@@ -82,7 +106,9 @@ class Outcomes:
                 )
             self._answer(event, answer, None, counted=False)
         elif kind is ReportKind.ignored:
-            self.state.scheduler.on_trial_repeat(record.trial, event.metrics)
+            assert progress is not None
+            record.repeated = progress if record.repeated is None else max(record.repeated, progress)
+            scheduler.on_trial_repeat(record.trial, event.metrics)
             self._answer(event, SchedulerDecision.CONTINUE, "IGNORED", counted=False)
         else:
             self._decide(event, record, resource)
@@ -145,6 +171,8 @@ class Outcomes:
             largest = resource if reported is None else max(resource, reported)
             record.largest = largest if record.largest is None else max(record.largest, largest)
             record.trial.last_resource = record.largest
+        elif self.state.scheduler.progress_attr is not None:
+            record.advance(progress_of(event.metrics, self.state.scheduler))
         self.state.status.add_result(event.trial_id, result)
         self._final_checkpoints.on_report(event.trial_id, result)
 
@@ -213,6 +241,7 @@ class Outcomes:
         """Record the end of a run, tell the scheduler, run the trial again where that is due."""
         record = self.state.records[event.trial_id]
         record.busy = False
+        record.in_run = {}  # no report of this run comes any more
         self.state.busy -= 1
         if record.order is not None:
             self.state.stopping -= 1
@@ -233,6 +262,7 @@ class Outcomes:
             tail = read_tail(self.state.backend.trial_path(event.trial_id) / ST_STDERR_FILENAME)
         record.owed = Cause.interrupted if by_tuner else None
         record.trial.end_reason = reason
+        self.state.backend.on_judged_end(event.trial_id, status)
         self.state.status.set_status(event.trial_id, status, by_tuner=by_tuner)
         self.state.journal.append(
             {
@@ -263,12 +293,14 @@ class Outcomes:
             self._journal_restart(record, event)
             record.owed = Cause.tuner_lost
             self.state.status.set_status(event.trial_id, Status.stopped, by_tuner=True)
-        elif event.reason == Cause.supervisor_lost.value:
+        elif event.reason in (Cause.supervisor_lost.value, Cause.lost.value):
             self._journal_restart(record, event)
-            self._restart(record, Cause.supervisor_lost)
+            self._restart(record, Cause(event.reason))
         elif was_killed(event.reason) and record.restarts < self.state.options.max_restarts and not record.completes:
             record.restarts += 1
             self._journal_restart(record, event)
+            if event.reason == DISK_FULL and self.state.recorded is None:
+                self.state.backend.keep_trying(more_room(self.state.backend.trial_path(event.trial_id)))
             self._restart(record, Cause.killed)
         elif event.status == Status.completed and self._lost_last_report(record):
             record.scratched = True
@@ -282,10 +314,19 @@ class Outcomes:
         """Whether a restarted run found its training done, but the report of the last epoch was never recorded."""
         if not record.cause.is_restart or record.scratched or record.completes:
             return False
-        maximum = self.state.scheduler.max_resource_level
-        if self.state.scheduler.resource_attr is None or maximum is None:
-            return record.counted_in_run == 0
-        return record.counted_in_run == 0 and (record.largest or 0) < maximum
+        if record.counted_in_run > 0:
+            return False
+        if self.state.recorded is not None:
+            recorded = self.state.recorded.peek()
+            return recorded is not None and bool(recorded.get("restart"))
+        maximum, largest = self.state.scheduler.max_resource_level, record.largest
+        if largest is None or (maximum is not None and largest >= maximum):
+            return largest is None
+        if record.repeated == largest:
+            return False  # it has trained everything again and ended there
+        # Nothing was left to train, or its checkpoint was ahead of the last report.
+        folder = self.state.backend.checkpoint_trial_path(record.trial.trial_id)
+        return resumed_from(folder, record.trial.trial_id, record.run) != largest
 
     def _journal_restart(self, record: TrialRecord, event: EndEvent) -> None:
         self.state.journal.append(
@@ -306,11 +347,12 @@ class Outcomes:
         if status == Status.completed or (status == Status.failed and record.completes):
             # Past the maximum a failure concerns the code after the loop; the results are whole.
             assert record.last_result is not None
-            self.state.scheduler.on_trial_complete(trial, record.last_result)
+            if not record.unknown:
+                self.state.scheduler.on_trial_complete(trial, record.last_result)
             if status == Status.completed:
                 for callback in self.state.callbacks:
                     callback.on_trial_complete(trial, record.last_result)
-        elif status == Status.failed:
+        elif status == Status.failed and not record.unknown:
             self.state.scheduler.on_trial_error(trial)
 
     def _show_end(self, record: TrialRecord, status: Status, reason: str | None) -> None:

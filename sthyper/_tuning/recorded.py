@@ -6,8 +6,12 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthyper._tuning.following import follow
+from sthyper._tuning.reattach import reattach
 from sthyper.backend.base import EndEvent, ReportEvent
 from sthyper.errors import ExperimentError
 from sthyper.journal import ExperimentJournal
@@ -17,13 +21,32 @@ from sthyper.trial import SchedulerDecision, Status
 if TYPE_CHECKING:
     from sthyper._tuning.loop import TuningLoop
 
-__all__ = ["RecordedJournal", "recall"]
+__all__ = ["AnyJournal", "MadeLines", "RecordedJournal", "recall", "replay"]
 
 logger = logging.getLogger(__name__)
 
 # What the decisions of the tuner do not depend on.
 _PASSED_OVER = frozenset({"journal", "metadata", "session", "process", "extra", "supervisor_lost", "end"})
 _TIMES = frozenset({"time", "tuner_time"})
+
+
+class MadeLines:
+    """Collects lines that follow from a record and are not in it, where nothing must be written.
+
+    Args:
+        path: The journal.
+
+    Attributes:
+        lines: What was appended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Keep a line."""
+        self.lines.append(record)
 
 
 class RecordedJournal:
@@ -33,18 +56,31 @@ class RecordedJournal:
 
     Args:
         journal: The experiment's journal.
-        records: What it holds already.
+        records: What it holds already, from ``first_line`` on.
+        first_line: Number of the first of them in the file.
+        began: Seconds that the tuner had run before them.
     """
 
-    def __init__(self, journal: ExperimentJournal, records: Iterable[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        journal: ExperimentJournal | MadeLines,
+        records: Iterable[dict[str, Any]],
+        first_line: int = 1,
+        began: float = 0.0,
+    ) -> None:
         self._journal = journal
-        self._records = [(n, r) for n, r in enumerate(records, start=1) if r["type"] not in _PASSED_OVER]
+        self._records = [(n, r) for n, r in enumerate(records, start=first_line) if r["type"] not in _PASSED_OVER]
         self._next = 0
-        self._last_time = 0.0
+        self._last_time = began
 
     def peek(self) -> dict[str, Any] | None:
         """Return the next line, ``None`` behind the last."""
         return self._records[self._next][1] if self._next < len(self._records) else None
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The line before the next one, ``None`` before the first."""
+        return self._records[self._next - 1][1] if self._next else None
 
     @property
     def line(self) -> int:
@@ -70,43 +106,82 @@ class RecordedJournal:
         self._last_time = self.time()
         self._next += 1
 
+    def start_time(self) -> datetime | None:
+        """Return when the trial was started whose start is the next line, ``None`` behind the last."""
+        recorded = self.peek()
+        if recorded is None or "time" not in recorded:
+            return None
+        return datetime.fromtimestamp(recorded["time"])
+
     def time(self) -> float:
         """Return the recorded time of the next line, or of the last one that has one."""
         recorded = self.peek()
         return self._last_time if recorded is None else recorded.get("tuner_time", self._last_time)
 
 
-def recall(loop: TuningLoop, records: Iterable[dict[str, Any]]) -> None:
-    """Bring an experiment to where its record ends, and make ready what ran then.
+AnyJournal = ExperimentJournal | RecordedJournal | MadeLines
+"""Where the event loop writes: to the record, beside it, or nowhere but to a list."""
+
+
+def recall(
+    loop: TuningLoop,
+    records: Iterable[dict[str, Any]],
+    first_line: int = 1,
+    began: float = 0.0,
+    made: Iterable[dict[str, Any]] = (),
+) -> None:
+    """Bring an experiment to where its record ends, and make ready what ran then; see :func:`replay`."""
+    replay(loop, records, first_line, began, made)
+    _pick_up(loop)
+
+
+def replay(
+    loop: TuningLoop,
+    records: Iterable[dict[str, Any]],
+    first_line: int = 1,
+    began: float = 0.0,
+    made: Iterable[dict[str, Any]] = (),
+) -> None:
+    """Bring an experiment to where its record ends.
 
     Callbacks are not told, and nothing is started, ended or answered. The states of scheduler, searcher and statistics
     are then those of the tuner that wrote the record.
 
     Args:
-        loop: The event loop, its journal open.
-        records: The lines of the journal.
+        loop: The event loop. What follows from the record and is missing there goes into its journal.
+        records: The lines of the journal, from ``first_line`` on; the loop's state is that before them.
+        first_line: Number of the first of them.
+        began: Seconds that the tuner had run before them.
+        made: Lines that follow from those before, and that were made already when the loop got its state.
 
     Raises:
         ExperimentError: If scheduler or searcher decide otherwise than is recorded.
     """
     state = loop.state
     journal = state.journal
-    assert isinstance(journal, ExperimentJournal)
-    recorded = RecordedJournal(journal, records)
+    assert not isinstance(journal, RecordedJournal)
+    records = list(records)
+    recorded = RecordedJournal(journal, records, first_line, began)
+    news = None
     callbacks, progress, clock = state.callbacks, state.progress, state.clock
     state.journal = state.recorded = recorded
     state.callbacks, state.progress, state.clock = (), None, recorded.time
     state.backend.recalling = True
     try:
         with _quiet():
+            for already in made:
+                recorded.append(already)
+            news = follow(loop, recorded, records, first_line, _do_again)
             while (line := recorded.peek()) is not None:
                 _do_again(loop, line, recorded)
+        state.steering.recalled()
     finally:
         state.backend.recalling = False
         state.journal, state.recorded = journal, None
         state.callbacks, state.progress, state.clock = callbacks, progress, clock
         state.forget_news()
-    _pick_up(loop)
+    if news is not None:
+        logger.warning("%s", news)
 
 
 def _do_again(loop: TuningLoop, line: dict[str, Any], recorded: RecordedJournal) -> None:
@@ -120,8 +195,7 @@ def _do_again(loop: TuningLoop, line: dict[str, Any], recorded: RecordedJournal)
         loop.state.backend.recall_end(event)
         loop.handle(event)
     elif kind in ("enqueue", "added_result"):
-        loop.state.steering.recall(line)
-        loop.state.steering.take_in(recorded)
+        loop.state.steering.recall(line, recorded)
     elif kind in ("ask", "suggestion", "start", "resume"):
         done = loop.suggestions.recall(line)
     else:
@@ -133,9 +207,13 @@ def _do_again(loop: TuningLoop, line: dict[str, Any], recorded: RecordedJournal)
 
 
 def _pick_up(loop: TuningLoop) -> None:
-    """See to the trials that ran when the record ends: orders count as carried out, others run again."""
+    """See to the trials that ran when the record ends: orders count as carried out, others run again.
+
+    Over a backend whose trials outlive the tuner they go on instead.
+    """
     state = loop.state
-    for trial_id, record in state.records.items():
+    going_on = reattach(state) if state.backend.outlives_tuner else 0
+    for trial_id, record in () if going_on else state.records.items():
         if not record.busy:
             continue
         if record.order is None:
@@ -146,9 +224,13 @@ def _pick_up(loop: TuningLoop) -> None:
         state.backend.recall_end(event)
         loop.handle(event)
     again = [(record, record.owed) for record in state.records.values() if record.owed is not None]
-    loop.suggestions.go_on(again)
-    loop.forgive_failures()
-    logger.info("resumed: %d trials so far, %d of them are run again", len(state.records), len(again))
+    loop.go_on(again)
+    logger.info(
+        "resumed: %d trials so far, %d of them are run again, %d may be running still",
+        len(state.records),
+        len(again),
+        going_on,
+    )
 
 
 def _comparable(record: dict[str, Any]) -> Any:

@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from sthyper._tuning.state import ExperimentState
 
-__all__ = ["RoomLost", "RoomWatch"]
+__all__ = ["RoomLost", "RoomWatch", "more_room"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ _PASSING = frozenset(
 )
 RETRY_INTERVAL = 1.0
 """Seconds between two attempts to write."""
+MORE_ROOM = 1 << 16
+"""Bytes that have to come free before a trial for which there was too little room is run again."""
+PATIENCE = 60.0
+"""Seconds after which it is run again even so: what it needs may be on another disk."""
 
 
 class RoomLost(Exception):
@@ -99,6 +104,23 @@ class RoomWatch:
         logger.warning("%s", text)
         if self._state.progress is not None:
             self._state.progress.message(text)
+
+
+def more_room(path: Path) -> Callable[[], None]:
+    """Return what to keep trying after a trial had too little room: it fails until there is more than now."""
+    wanted = _free(path) + MORE_ROOM
+    until = time.monotonic() + PATIENCE
+
+    def look() -> None:
+        if _free(path) < wanted and time.monotonic() < until:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    return look
+
+
+def _free(path: Path) -> int:
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize
 
 
 def _passes(error: OSError) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from sthyper._tuning.steering import Steering
 from sthyper._tuning.trial_record import TrialRecord
 from sthyper.backend.base import ReportEvent, TrialBackend, TrialEvent
-from sthyper.journal import ExperimentJournal
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.stopping_criterion import StoppingCriterion
 from sthyper.trial import Trial
@@ -17,7 +16,8 @@ from sthyper.tuner_callback import TunerCallback
 from sthyper.tuning_status import TuningStatus
 
 if TYPE_CHECKING:
-    from sthyper._tuning.recorded import RecordedJournal
+    from sthyper._tuning.adoption import FreshStart
+    from sthyper._tuning.recorded import AnyJournal, RecordedJournal
     from sthyper.progress import ProgressPrinter
 
 __all__ = ["ExperimentState", "LoopOptions"]
@@ -66,6 +66,8 @@ class ExperimentState:
         current_report: The report that callbacks are being told of.
         recorded: The record of a resumed experiment while it is gone through once more.
         backlog: What the backend told while the tuner waited for room on the disk.
+        fresh: Says that the scheduler is to go on where the record of a resumed experiment ends, and was not asked
+            before; ``None`` if it was, or the record says since when.
         guard: Raises once the experiment is another tuner's.
         on_quiet: Called between two events while no suggestion is being computed, when the state is one that a
             resumed experiment could begin with.
@@ -76,7 +78,7 @@ class ExperimentState:
     criterion: Callable[[TuningStatus], bool]
     options: LoopOptions
     status: TuningStatus
-    journal: ExperimentJournal | RecordedJournal
+    journal: AnyJournal
     steering: Steering
     callbacks: Sequence[TunerCallback]
     clock: Callable[[], float]
@@ -91,6 +93,7 @@ class ExperimentState:
     current_report: ReportEvent | None = None
     recorded: RecordedJournal | None = None
     backlog: list[TrialEvent] = field(default_factory=list)
+    fresh: FreshStart | None = None
     guard: Callable[[], None] = lambda: None
     on_quiet: Callable[[], None] = lambda: None
     _news: list[tuple[int, dict[str, Any]]] = field(default_factory=list)

@@ -15,7 +15,7 @@ from sthyper._tuning.trial_record import Cause, TrialRecord
 from sthyper.backend.base import trial_seed
 from sthyper.schedulers.base import PendingSuggestion
 from sthyper.stopping_criterion import StoppingCriterion
-from sthyper.trial import Status, TrialSuggestion
+from sthyper.trial import Status, TrialSuggestion, copied
 
 __all__ = ["Suggestions"]
 
@@ -47,6 +47,29 @@ class Suggestions:
         self.restarts: deque[tuple[TrialRecord, Cause]] = deque()
         self._pending: PendingSuggestion | None = None
         self._future: Future[Any] | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no suggestion is being computed."""
+        return self._pending is None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes, as plain containers; to be called when :attr:`quiet`.
+
+        A resumed experiment has all workers free, and finds the trials that it owes a run in their records.
+        """
+        return {
+            "asks": self._asks,
+            "exhausted": self.exhausted,
+            "kept_back": None if self.kept_back is None else _suggestion_state(self.kept_back),
+            "held": [_suggestion_state(suggestion) for suggestion in self._held],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._asks, self.exhausted = state["asks"], state["exhausted"]
+        self.kept_back = None if state["kept_back"] is None else TrialSuggestion(**state["kept_back"])
+        self._held = [TrialSuggestion(**suggestion) for suggestion in state["held"]]
 
     @property
     def waiting(self) -> bool:
@@ -91,9 +114,7 @@ class Suggestions:
 
     def fill_workers(self) -> None:
         """Give every free worker something to do."""
-        if self._nothing_new:
-            self._held.clear()
-        for held in list(self._held):
+        for held in () if self._nothing_new else list(self._held):
             assert held.checkpoint_trial_id is not None
             if not self.state.records[held.checkpoint_trial_id].busy and self._free_workers() > 0:
                 self._held.remove(held)
@@ -115,6 +136,7 @@ class Suggestions:
             elif self._may_start_enqueued():
                 self._start_enqueued()
             elif self._may_ask():
+                self.state.on_quiet()
                 self._ask()
             else:
                 return
@@ -174,18 +196,19 @@ class Suggestions:
             # Not final while trials run, nor if one has ended meanwhile: it may be promoted.
             self.exhausted = self._ends == self._ends_at_ask
         elif suggestion.spawn_new_trial_id:
-            if not self._starts(suggestion):
+            # What comes when the experiment has begun to end is for the one that is resumed.
+            if self._nothing_new or not self._starts(suggestion):
                 self.kept_back = suggestion
-            elif not self._nothing_new:
+            else:
                 self._start(suggestion)
-        elif not self._nothing_new:
+        else:
             trial_id = suggestion.checkpoint_trial_id
             assert trial_id is not None
             if trial_id not in self.state.records:
                 raise ValueError(
                     f"{type(self.state.scheduler).__name__} wants to resume trial {trial_id}, which never started"
                 )
-            if self.state.records[trial_id].busy or not self._resumes(trial_id):
+            if self._nothing_new or self.state.records[trial_id].busy or not self._resumes(trial_id):
                 self._held.append(suggestion)  # its processes are still ending
             else:
                 self._resume(suggestion)
@@ -221,6 +244,21 @@ class Suggestions:
             self.restart(self.state.records[record["trial_id"]], Cause(record["cause"]))
         return True
 
+    def adopt(self, kept_back: TrialSuggestion | None, begun: TrialSuggestion | PendingSuggestion | None) -> None:
+        """Go over to another scheduler.
+
+        Args:
+            kept_back: A suggestion that came and was not started, as the other one makes it.
+            begun: What it begins in place of a suggestion that was asked for and has not come.
+        """
+        self.exhausted = False
+        self.kept_back = kept_back
+        self._held.clear()  # paused still: the other one may resume them, too
+        if self._pending is not None and not isinstance(begun, PendingSuggestion):
+            made = begun
+            begun = PendingSuggestion(lambda: None, lambda _: made)
+        self._pending = begun if isinstance(begun, PendingSuggestion) else None
+
     def go_on(self, restarts: Iterable[tuple[TrialRecord, Cause]]) -> None:
         """Begin where the record ends.
 
@@ -228,7 +266,7 @@ class Suggestions:
             restarts: Trials that ran when it did; they come first.
         """
         self.restarts.extend(restarts)
-        self._batch = self.state.options.n_workers
+        self._batch = self.state.options.n_workers - self.state.busy
         if self._pending is not None:
             self._compute(self._pending)
 
@@ -255,6 +293,8 @@ class Suggestions:
             config["seed"] = full["seed"] = trial_seed(self.state.options.seed, trial_id)
         trial = self.state.backend.start_trial(config, suggestion.checkpoint_trial_id)
         trial.config = full
+        if self.state.recorded is not None and (started := self.state.recorded.start_time()) is not None:
+            trial.creation_time = started
         record = TrialRecord(trial=trial, milestone=milestone, script_config=config)
         self.state.records[trial_id] = record
         self.state.busy += 1
@@ -262,7 +302,7 @@ class Suggestions:
         self.state.status.add_trial(trial)
         self.state.scheduler.on_trial_add(trial)
         record.milestone = self.state.scheduler.milestone(trial_id) or milestone
-        self._journal_launch("start", record, suggestion.checkpoint_trial_id)
+        self._journal_launch("start", record, suggestion.checkpoint_trial_id, trial.creation_time.timestamp())
         self.state.touch(trial)
         for callback in self.state.callbacks:
             callback.on_start_trial(trial)
@@ -297,6 +337,10 @@ class Suggestions:
         """Run a trial again whose run ended before its time."""
         logger.warning("trial %d is run again (%s)", record.trial.trial_id, cause.value)
         full, record.trial.config = record.trial.config, record.script_config
+        if record.counted == 0 and self.state.scheduler.progress_attr is not None:
+            # A checkpoint that was written before its first report would skip that, if trials report how far they are.
+            told = any(other.largest is not None for other in self.state.records.values())
+            record.trial.last_resource = 0 if told else None
         self.state.backend.restart_trial(record.trial.trial_id, from_scratch=cause is Cause.scratch)
         record.trial.config = full
         self._begin_run(record, cause)
@@ -307,7 +351,7 @@ class Suggestions:
         self.state.busy += 1
         self._batch -= 1
         self.state.status.set_status(record.trial.trial_id, Status.in_progress)
-        self._journal_launch("resume", record, None)
+        self._journal_launch("resume", record, None, time.time())
         self.state.touch(record.trial)
 
     def _split_milestone(self, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
@@ -319,7 +363,7 @@ class Suggestions:
         full = {**config, name: self.state.scheduler.config_space[name]}
         return dict(config) if self.state.backend.rewrite_max_resource else dict(full), full, milestone
 
-    def _journal_launch(self, kind: str, record: TrialRecord, checkpoint_trial_id: int | None) -> None:
+    def _journal_launch(self, kind: str, record: TrialRecord, checkpoint_trial_id: int | None, now: float) -> None:
         self.state.journal.append(
             {
                 "type": kind,
@@ -331,6 +375,14 @@ class Suggestions:
                 "milestone": record.milestone,
                 "checkpoint_trial_id": checkpoint_trial_id,
                 "tuner_time": self.state.clock(),
-                "time": time.time(),
+                "time": now,
             }
         )
+
+
+def _suggestion_state(suggestion: TrialSuggestion) -> dict[str, Any]:
+    return {
+        "spawn_new_trial_id": suggestion.spawn_new_trial_id,
+        "checkpoint_trial_id": suggestion.checkpoint_trial_id,
+        "config": None if suggestion.config is None else copied(suggestion.config),
+    }

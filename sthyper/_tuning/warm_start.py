@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sthyper._space.points import complete_config
 from sthyper._tuning.checks import users_stacklevel
+from sthyper._tuning.space_change import PastSpaces, read_space_lines
 from sthyper._tuning.steering import Steering, check_result
-from sthyper.config_space import Domain, config_space_from_json_dict
+from sthyper.config_space import Domain
 from sthyper.constants import RESERVED_PREFIX, ST_TRIAL_ID, ST_WORKER_COST, ST_WORKER_TIME
 from sthyper.errors import ConfigSpaceError, closest
 from sthyper.schedulers.base import TrialScheduler
@@ -116,11 +116,14 @@ class _Reader:
         self._record: ExperimentRecord = read_experiment(experiment.path)
         self._check_metrics(experiment)
         text = experiment.metadata.get("config_space")
-        earlier = config_space_from_json_dict(json.loads(text)) if isinstance(text, str) else {}
+        lines = read_space_lines(experiment.path) if isinstance(text, str) else []
+        earlier = PastSpaces.of(lines or [{"type": "metadata", "metadata": {"config_space": text or "{}"}}])
+        # Values of what the experiment got later, for its trials before that.
+        self._defaults = earlier.defaults
         self._fixed_now = {
             name: self._space[name]
-            for name, domain in earlier.items()
-            if isinstance(domain, Domain) and name in self._space and not isinstance(self._space[name], Domain)
+            for name in earlier.map.once_tuned
+            if name in self._space and not isinstance(self._space[name], Domain)
         }
 
     def evaluations(self) -> Iterator[tuple[TrialSummary, list[dict[str, Any]]]]:
@@ -140,6 +143,7 @@ class _Reader:
 
     def match(self, config: dict[str, Any], skipped: Counter[str], names: Counter[str]) -> dict[str, Any] | None:
         """Return the hyperparameters of an earlier configuration, ``None`` if it has no place in the space."""
+        config = {**self._defaults, **config}
         tuned = [name for name, domain in self._space.items() if isinstance(domain, Domain)]
         lacking = [name for name in tuned if name not in config]
         outside = [name for name, value in self._fixed_now.items() if config.get(name, value) != value]

@@ -7,12 +7,14 @@ from sthyper.backend.base import (
     ExperimentContext,
     MessageEvent,
     ReportEvent,
+    RunningTrial,
     TrialBackend,
     TrialEvent,
 )
 from sthyper.backend.gpu import get_num_gpus
 from sthyper.backend.local import LocalBackend
 from sthyper.backend.python import PythonBackend
+from sthyper.backend.remote import RemoteBackend
 
 __all__ = [
     "EndEvent",
@@ -20,7 +22,9 @@ __all__ = [
     "LocalBackend",
     "MessageEvent",
     "PythonBackend",
+    "RemoteBackend",
     "ReportEvent",
+    "RunningTrial",
     "TrialBackend",
     "TrialEvent",
     "get_num_gpus",

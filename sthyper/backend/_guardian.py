@@ -1,9 +1,10 @@
 """The guardian: a small process between tuner and fork server that outlives both for long enough to clean up.
 
-Run by path as ``python -I -S _guardian.py LIFE_FD CONTROL_FD TUNER_PID SERVER_SCRIPT``. It starts the fork server,
-hands it the control socket, and then only watches. When the tuner's end of the life socket closes, the tuner dies,
-the server dies or SIGTERM comes, it ends everything below it and exits. As a subreaper it inherits what the server
-leaves behind, so nobody can escape by leaving the session or by forking twice.
+Run by path as ``python -I -S _guardian.py LIFE_FD CONTROL_FD TUNER_PID SERVER_SCRIPT [FOLDER]``. It starts the fork
+server, hands it the control socket, and then only watches. When the tuner's end of the life socket closes, the tuner
+dies, the server dies or SIGTERM comes, it ends everything below it and exits. As a subreaper it inherits what the
+server leaves behind, so nobody can escape by leaving the session or by forking twice. If the tuner has died, it deletes
+``FOLDER``, in which the tuner's socket is.
 """
 
 from __future__ import annotations
@@ -107,18 +108,27 @@ class _Guardian:
                 pass
 
 
+def _delete(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+
+
 def main() -> int:
     life, control, tuner = (int(text) for text in sys.argv[1:4])
     _processes.subreaper()
     os.set_inheritable(life, False)
     guardian = _Guardian(life, tuner)
     guardian.start_server(sys.argv[4], control)
-    if guardian.watch():
+    serves = guardian.watch()
+    if serves:
         guardian.end_server()
-        guardian.sweep(0.0)
-        return 0
-    guardian.sweep(TRIAL_GRACE)
-    return _processes.EXIT_SERVER_DIED
+    guardian.sweep(0.0 if serves else TRIAL_GRACE)
+    if os.getppid() != tuner:
+        for folder in sys.argv[5:]:
+            _delete(folder)
+    return 0 if serves else _processes.EXIT_SERVER_DIED
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sthyper.backend import launcher as lw
+from sthyper.backend._memory import OomKills
 from sthyper.backend._printed_reports import PrintedReports
 from sthyper.backend._rendezvous import without_stale
 from sthyper.backend._runs import RunSpec, RunState, Timeouts, classify_end
@@ -23,6 +24,7 @@ from sthyper.constants import (
     ENV_CHANNEL,
     ENV_COST_PER_HOUR,
     ENV_TOKEN,
+    ENV_TRIALS_DIR,
     RESERVED_PREFIX,
     ST_WORKER_COST,
     ST_WORKER_ITER,
@@ -55,6 +57,8 @@ class ProcessRunner:
         timeouts: When a silent run counts as hung.
         host: ``None`` for a unix socket, otherwise the TCP address to listen on.
         port: TCP port, 0 for a free one.
+        trials: Folder of the trials. All their processes carry it in the environment that the kernel shows, forked ones
+            too; should nobody be left to end them, a resumed tuner knows them by it.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class ProcessRunner:
         timeouts: Timeouts,
         host: str | None = None,
         port: int = 0,
+        trials: Path | None = None,
     ) -> None:
+        self._trials = trials
         self._mode: Literal["fork", "exec"] = mode
         self._preload = list(preload)
         self._adapt = adapt
@@ -77,6 +83,7 @@ class ProcessRunner:
         self._current: dict[int, str] = {}
         self._queue: deque[TrialEvent] = deque()
         self._losses: deque[float] = deque()
+        self._oom_kills = OomKills()
         self._next_look = 0.0
         self._warned_of_prints = False
         self._open = False
@@ -124,7 +131,11 @@ class ProcessRunner:
     def _start_launcher(self) -> None:
         # Lightning looks for its rank when it is imported, which happens in the server already.
         environ = without_stale(os.environ)
-        self._launcher = lw.Launcher(preload=self._preload, tag=(ENV_TOKEN, self._token), environ=environ)
+        if self._trials is not None:
+            environ[ENV_TRIALS_DIR] = str(self._trials)
+        self._launcher = lw.Launcher(
+            preload=self._preload, tag=(ENV_TOKEN, self._token), environ=environ, folder=self._channel.folder
+        )
         self._launcher.start()
         self._launcher_started: float | None = time.monotonic()
         self._watched = self._launcher.filenos()
@@ -307,7 +318,7 @@ class ProcessRunner:
                     self._launcher_started = None
                 case lw.LauncherWarning(message=message):
                     self._queue.append(MessageEvent("warning", data={"message": message}))
-                case lw.Started(key=key, pid=pid, create_time=create_time):
+                case lw.Started(key=key, pid=pid, start_time=start_time):
                     if (state := self._runs.get(key)) is not None:
                         state.started = time.monotonic()
                         if self._timeouts.first_report is not None and state.ordered is None:
@@ -318,12 +329,13 @@ class ProcessRunner:
                                 "process",
                                 state.spec.trial_id,
                                 state.spec.run,
-                                {"pid": pid, "create_time": create_time},
+                                {"pid": pid, "start_time": start_time},
                             )
                         )
-                case lw.Exited(key=key, code=code):
+                case lw.Exited(key=key, code=code, oom_kills=oom_kills):
                     if (state := self._runs.get(key)) is not None:
                         state.code = code
+                        state.oom_kills = None if oom_kills is None else (oom_kills[0], oom_kills[1])
                         state.deadline = None
                 case lw.Gone(key=key):
                     self._gone(key)
@@ -348,7 +360,7 @@ class ProcessRunner:
                 del self._runs[key]
                 if self._current.get(state.spec.trial_id) == key:
                     del self._current[state.spec.trial_id]
-                status, reason, tail = classify_end(state)
+                status, reason, tail = classify_end(state, self._oom_kills)
                 self._queue.append(EndEvent(state.spec.trial_id, state.spec.run, status, reason, state.code, tail))
                 self._channel.forget(state.spec.trial_id)
 

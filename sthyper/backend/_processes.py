@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "MARK_NAME",
     "MARK_WIDTH",
     "ProcessInfo",
-    "create_time",
     "descendants",
     "die_with_parent",
     "environment_of",
@@ -31,6 +30,7 @@ __all__ = [
     "reap_children",
     "send_signal",
     "snapshot",
+    "start_time",
     "subreaper",
     "sweep",
     "tagged",
@@ -130,12 +130,12 @@ def living(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
     return [info for info in processes if info.alive]
 
 
-def create_time(info: ProcessInfo) -> float:
-    """Return the Unix time at which a process started, in seconds (as ``psutil.Process.create_time``)."""
-    if not LINUX:
-        return time.time()
-    boot = next(line for line in _read("/proc/stat").splitlines() if line.startswith(b"btime"))
-    return int(boot.split()[1]) + info.start / os.sysconf("SC_CLK_TCK")
+def start_time(info: ProcessInfo) -> float:
+    """Return the seconds from the start of the machine to that of a process, 0 where it is not known.
+
+    It tells a process from a later one with the same id. Unix time would not: it changes when the clock is set.
+    """
+    return info.start / os.sysconf("SC_CLK_TCK")
 
 
 def _read(path: str) -> bytes:
@@ -219,13 +219,31 @@ def send_signal(info: ProcessInfo, signum: int) -> bool:
         return False
 
 
-def reap_children() -> dict[int, int]:
-    """Wait for all children that have ended, own and adopted ones; return pid -> exit code (negative: signal)."""
+def reap_children(last_look: Callable[[int], None] = lambda pid: None) -> dict[int, int]:
+    """Wait for all children that have ended, own and adopted ones; return pid -> exit code (negative: signal).
+
+    Args:
+        last_look: Called with the pid of each (on Linux) while the kernel still tells what belongs to it.
+    """
     ended = {}
     with contextlib.suppress(ChildProcessError):
-        while (result := os.waitpid(-1, os.WNOHANG))[0] != 0:
+        while (pid := _ended_child(last_look)) != 0:
+            result = os.waitpid(pid, os.WNOHANG)
+            if result[0] == 0:
+                break
             ended[result[0]] = os.waitstatus_to_exitcode(result[1])
     return ended
+
+
+def _ended_child(last_look: Callable[[int], None]) -> int:
+    """Return the pid of a child that has ended, -1 for any where the kernel does not say, 0 if there is none."""
+    if not LINUX:
+        return -1
+    info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if info is None:
+        return 0
+    last_look(info.si_pid)
+    return info.si_pid
 
 
 def sweep(grace: float, groups: Iterable[int] = ()) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from sthyper.backend._memory import OomKills
 from sthyper.backend._printed_reports import PrintedReports
 from sthyper.backend.base import ReportEvent, TrialEvent
 from sthyper.trial import KILLED, OUT_OF_MEMORY, Status, was_killed
@@ -29,7 +30,17 @@ _OUT_OF_MEMORY_SIGNS = (
     "DefaultCPUAllocator: not enough memory",
     "std::bad_alloc",
 )
-_DISK_FULL_SIGNS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+# What is left to see of a killed process that was not the leader: the exit code of a shell, torch's DataLoader.
+_SHELL_KILLED = 128 + signal.SIGKILL
+_KILLED_SIGN = "is killed by signal: Killed"
+_DISK_FULL_SIGNS = (
+    os.strerror(errno.ENOSPC),
+    os.strerror(errno.EDQUOT),
+    # What torch.save and numpy.save say of it.
+    "PytorchStreamWriter failed writing file",
+    ". unexpected pos ",
+    " requested and ",
+)
 DISK_FULL = f"{KILLED} (disk full)"
 """End reason of a run that failed for want of room on the disk, through no fault of its own."""
 
@@ -115,6 +126,7 @@ class RunState:
         unanswered: Reports that were handed on and are not answered yet.
         gone: Whether all its processes are gone.
         started: ``time.monotonic()`` of its start.
+        oom_kills: What :func:`sthyper.backend._memory.oom_kills` told at its end.
     """
 
     spec: RunSpec
@@ -130,18 +142,23 @@ class RunState:
     unanswered: int = 0
     gone: bool = False
     started: float = field(default_factory=time.monotonic)
-    oom_kills: int = field(default_factory=lambda: oom_kills())
+    oom_kills: tuple[str, int] | None = None
 
 
-def classify_end(state: RunState) -> tuple[Status, str | None, str]:
-    """Return status, end reason and the tail of stderr of a run whose processes are gone."""
+def classify_end(state: RunState, kills: OomKills | None = None) -> tuple[Status, str | None, str]:
+    """Return status, end reason and the tail of stderr of a run whose processes are gone.
+
+    Args:
+        state: What is known of the run.
+        kills: Says whether the kernel has killed it for want of memory; ``None`` where nobody knows.
+    """
     if state.ordered is not None:
         return state.ordered, state.reason, ""
     where = (state.spec.stderr, state.stderr_start)
     tail = read_tail(*where)
     code = state.code
     if state.reason is not None:  # hung, supervisor_lost, a dead rank: the backend knows best
-        memory = was_killed(state.reason) and oom_kills() > state.oom_kills
+        memory = was_killed(state.reason) and kills is not None and kills.explains(state.oom_kills)
         return Status.failed, OUT_OF_MEMORY if memory else state.reason, tail
     if code == 0:
         # A process that announced its failure may still end with code 0, say because the script caught the exception.
@@ -153,6 +170,9 @@ def classify_end(state: RunState) -> tuple[Status, str | None, str]:
     if any(sign in line for line in last for sign in _OUT_OF_MEMORY_SIGNS):
         return Status.failed, OUT_OF_MEMORY, tail
     if code is not None and code > 0:
+        killed = code == _SHELL_KILLED or any(_KILLED_SIGN in line for line in last)
+        if killed and kills is not None and kills.explains(state.oom_kills):
+            return Status.failed, OUT_OF_MEMORY, tail
         if any(sign in line for line in last for sign in _DISK_FULL_SIGNS) or not _has_room(state.spec.stderr.parent):
             return Status.failed, DISK_FULL, tail
         return Status.failed, f"exit {code}", tail
@@ -160,7 +180,7 @@ def classify_end(state: RunState) -> tuple[Status, str | None, str]:
         # The others were ended because of it, by Lightning or by us.
         return Status.failed, f"exit after a failure of rank {state.failed_rank}", tail
     assert code is not None
-    if -code == signal.SIGKILL and oom_kills() > state.oom_kills:
+    if -code == signal.SIGKILL and kills is not None and kills.explains(state.oom_kills):
         return Status.failed, OUT_OF_MEMORY, tail
     if -code in _OUTSIDE:
         return Status.failed, "killed", tail
@@ -186,15 +206,3 @@ def read_tail(path: Path, start: int = 0, lines: int = 40, limit: int = 16384) -
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
-
-
-def oom_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory so far (0 where it does not tell)."""
-    try:
-        with open("/proc/vmstat") as file:
-            for line in file:
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    return 0

@@ -42,7 +42,7 @@ from dataclasses import dataclass, field  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from sthyper.backend import _libraries, _lines, _processes, _trial_process
+    from sthyper.backend import _libraries, _lines, _memory, _processes, _trial_process
 else:
 
     def _sibling(name: str) -> Any:
@@ -56,6 +56,7 @@ else:
 
     _libraries, _lines = _sibling("_libraries"), _sibling("_lines")
     _processes, _trial_process = _sibling("_processes"), _sibling("_trial_process")
+    _memory = _sibling("_memory")
 
 
 LEFTOVER_GRACE = 5.0
@@ -101,6 +102,7 @@ class _Server:
         self._tag = ("", "")
         self._trials: dict[str, _Trial] = {}
         self._owners: dict[tuple[int, int], str] = {}
+        self._oom_kills: dict[int, tuple[str, int]] = {}
         self._number = 0
         self._libraries = _libraries.Libraries(self._warn)
         self._warned_of: set[str] = set()
@@ -139,7 +141,7 @@ class _Server:
                 self._drain()
                 self._control.flush()
                 # First the ends: a trial that is gone makes room for the one to be started.
-                self._note_ends(_processes.reap_children())
+                self._note_ends(_processes.reap_children(self._look_at_memory))
                 for message in self._control.receive():
                     getattr(self, "_do_" + message.pop("do"))(**message)
                 self._supervise()
@@ -224,8 +226,7 @@ class _Server:
         info = _processes.process_info(pid)  # there until we wait for it, as a zombie if need be
         start_ticks = 0 if info is None else info.start
         self._trials[key] = _Trial(key, mark.encode(), pid, start_ticks)
-        created = time.time() if info is None else _processes.create_time(info)
-        self._say("started", key=key, pid=pid, create_time=created)
+        self._say("started", key=key, pid=pid, start_time=0.0 if info is None else _processes.start_time(info))
 
     def _may_fork(self, env: dict[str, str | None]) -> bool:
         if self._libraries.unsafe is not None:
@@ -274,12 +275,16 @@ class _Server:
         if trial.kill_at < math.inf:
             trial.kill_at = min(trial.kill_at, now + grace + kill_after)
 
+    def _look_at_memory(self, pid: int) -> None:
+        if any(trial.pid == pid for trial in self._trials.values()):
+            self._oom_kills[pid] = _memory.oom_kills(pid)
+
     def _note_ends(self, codes: dict[int, int]) -> None:
         # By pid: adopted processes come here too.
         for trial in self._trials.values():
             if trial.code is None and trial.pid in codes:
                 trial.code = codes[trial.pid]
-                self._say("exited", key=trial.key, code=trial.code)
+                self._say("exited", key=trial.key, code=trial.code, oom_kills=self._oom_kills.pop(trial.pid, None))
                 grace = LEFTOVER_GRACE if trial.code == 0 else 0.0
                 trial.term_at = min(trial.term_at, time.monotonic() + grace)
 

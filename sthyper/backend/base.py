@@ -6,7 +6,7 @@ import logging
 import operator
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ __all__ = [
     "ExperimentContext",
     "MessageEvent",
     "ReportEvent",
+    "RunningTrial",
     "TrialBackend",
     "TrialEvent",
     "trial_seed",
@@ -61,7 +62,7 @@ class EndEvent:
         run: The run that ended.
         status: ``Completed``, ``Failed``, ``Stopped`` or ``Paused``; the last two after an order of the tuner.
         reason: Why it ended, ``None`` when it ended in order: ``"exit N"``, ``"out_of_memory"``, ``"hung"``,
-            ``"killed"``, ``"supervisor_lost"``, ...
+            ``"killed"``, ``"supervisor_lost"``, ``"lost"``, ...
         exit_code: Exit code of the leading process, negative for a signal, ``None`` if unknown.
         stderr_tail: Last lines of the trial's stderr for failures.
     """
@@ -85,6 +86,26 @@ class MessageEvent:
 
 
 TrialEvent = ReportEvent | EndEvent | MessageEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTrial:
+    """A run that an earlier tuner has left running, for :meth:`TrialBackend.reattach`.
+
+    Args:
+        trial_id: The trial.
+        run: Number of the run.
+        place: ``data`` of the run's last :class:`MessageEvent` of kind ``"process"``, from the journal; ``None`` if
+            there was none.
+        answers: The decisions that the run's reports were answered with, by client, in the order of ``seq``.
+        order: ``Status.stopped`` or ``Status.paused`` if it was ordered to end, ``None`` if it goes on.
+    """
+
+    trial_id: int
+    run: int
+    place: dict[str, Any] | None = None
+    answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    order: Status | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,8 @@ class TrialBackend(Described, ABC):
         delete_checkpoints: Whether the tuner deletes the checkpoints of trials that have ended for good, except the
             best one's.
         no_report: End reason of a trial that completes without a report; starts with ``"no report"``.
+        outlives_tuner: Whether trials go on while there is no tuner, so that a resumed one takes them up again by
+            :meth:`reattach`. Otherwise they have ended with the tuner, and are run again from their checkpoints.
         recalling: Whether a resumed tuner goes through recorded events: orders are booked and not carried out.
         keep_trying: Calls the function that it is given, which writes files; the tuner's calls it again once there is
             room where there was none.
@@ -127,6 +150,7 @@ class TrialBackend(Described, ABC):
 
     poll_interval: float | None = None
     delete_checkpoints: bool = False
+    outlives_tuner: bool = False
     no_report: str = "no report: the script ended without one; call Reporter()(metric=...) at least once"
 
     def __init__(self, rewrite_max_resource: bool = False) -> None:
@@ -191,6 +215,9 @@ class TrialBackend(Described, ABC):
             seed=trial_seed(self.context.seed, trial_id),
         )
         self._trials[trial_id] = trial
+        if self.path is not None and not self.recalling:
+            # What is there already is another trial's, whose start is in no record (any more).
+            self.keep_trying(lambda: self.set_checkpoint_aside(trial_id))
         if checkpoint_trial_id is not None and not self.recalling:
             self.keep_trying(lambda: self.copy_checkpoint(checkpoint_trial_id, trial_id))
         self._launch(trial, run=0)
@@ -233,6 +260,17 @@ class TrialBackend(Described, ABC):
         """Order the end of all running trials: SIGTERM at once, SIGKILL after ``grace`` seconds."""
         for trial_id in () if self.recalling else sorted(self._busy):
             self._end(trial_id, Status.stopped, at_once=True, grace=grace)
+
+    def reattach(self, running: RunningTrial) -> None:
+        """Take up a run again that the tuner before this one has started; only where :attr:`outlives_tuner` is true.
+
+        The run is booked already. If it is not to be found, its :class:`EndEvent` has the reason ``"lost"``, and it is
+        run again from its checkpoint.
+
+        Args:
+            running: What the journal tells of it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has outlives_tuner = True and no method reattach")
 
     def answer(self, event: ReportEvent, decision: str) -> None:
         """Answer a report; the trial ends itself on STOP and PAUSE (no-op where trials cannot listen)."""
@@ -354,6 +392,35 @@ class TrialBackend(Described, ABC):
 
     def _stop_grace(self) -> float:
         return 30.0
+
+    # ---- what the tuner tells ------------------------------------------------------------------------
+
+    def on_judged_end(self, trial_id: int, status: Status) -> None:
+        """The tuner has judged with which status a run ended, which may differ from its :class:`EndEvent`."""
+        self._status[trial_id] = status
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return runs and status of all trials, as plain containers."""
+        return {
+            "trials": [
+                {"trial_id": i, "run": self._runs[i], "status": self._status[i].value, "busy": i in self._busy}
+                for i in self._trials
+            ]
+        }
+
+    def load_state_dict(self, state: dict[str, Any], trials: Mapping[int, Trial]) -> None:
+        """Restore what :meth:`state_dict` returned; nothing is started or ended.
+
+        Args:
+            state: The state.
+            trials: The trials by id.
+        """
+        for saved in state["trials"]:
+            trial_id = saved["trial_id"]
+            self._trials[trial_id] = trials[trial_id]
+            self._runs[trial_id], self._status[trial_id] = saved["run"], Status(saved["status"])
+            if saved["busy"]:
+                self._busy.add(trial_id)
 
     def recall_end(self, event: EndEvent) -> None:
         """Book the recorded end of a run; for a resumed tuner."""

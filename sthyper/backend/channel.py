@@ -6,7 +6,6 @@ it, take its time without bound, or reach the tuner in another form than the mes
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hmac
 import json
@@ -17,11 +16,11 @@ import selectors
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sthyper._connection import MAX_LOADED, PROTOCOL_VERSION
+from sthyper._connection import MAX_LOADED, PROTOCOL_VERSION, notice_silence
 from sthyper.backend._admission import FULL_PAUSE, Admission
 from sthyper.backend._listeners import SOCKET_NAME, listen_on_tcp, listen_on_unix_socket
 from sthyper.backend._messages import ChannelMessage, ClientBye, ClientGone, ClientHello, ClientLoaded, ClientReport
@@ -39,6 +38,8 @@ _MAX_HELLO = 4096
 # Bytes that are read of one connection, and connections that are accepted, before others have their turn.
 _TURN = 1 << 18
 _ACCEPTS = 64
+# Turns that let in everybody who may wait.
+_ACCEPT_TURNS = 5
 # Bytes that are read of a connection whose processes are gone: more than a socket holds.
 _REST = 1 << 24
 # States that are kept of clients without a connection.
@@ -49,9 +50,13 @@ _CODES = (SchedulerDecision.CONTINUE, SchedulerDecision.STOP, SchedulerDecision.
 
 @dataclass
 class _Client:
-    """What outlives a connection: answers given so far, for reports that are sent again."""
+    """What outlives a connection: answers given so far, for reports that are sent again.
+
+    The first of them is for report 0; for a later one where nothing is known of the client any more, as its run ended.
+    """
 
     answers: bytearray = field(default_factory=bytearray)
+    first: int = 0
     waiting: int | None = None
     bye: bool = False
     failed: bool = False
@@ -100,14 +105,14 @@ class ChannelServer:
         if descriptors != resource.RLIM_INFINITY:
             max_connections = max(1, min(max_connections, descriptors // 2))
         self._max_connections = max_connections
-        self._folder: str | None = None
+        self.folder: str | None = None
         self._messages: list[ChannelMessage] = []
         self._connections: dict[int, _Connection] = {}
         self._clients: dict[tuple[int, int, str], _Client] = {}
         self._by_client: dict[tuple[int, int, str], _Connection] = {}
         if host is None:
-            self._listener, self._folder = listen_on_unix_socket()
-            self.address = f"unix:{os.path.join(self._folder, SOCKET_NAME)}"
+            self._listener, self.folder = listen_on_unix_socket()
+            self.address = f"unix:{os.path.join(self.folder, SOCKET_NAME)}"
         else:
             self._listener, self.address = listen_on_tcp(host, port)
         self._admission: Admission[_Connection] = Admission(self.address)
@@ -131,15 +136,24 @@ class ChannelServer:
         if state is None:
             return  # its processes are gone
         state.waiting = None
-        if len(state.answers) <= seq:
-            state.answers.extend(bytes(seq + 1 - len(state.answers)))
-        state.answers[seq] = _CODES.index(decision)
+        if not state.answers:
+            state.first = seq
+        if seq - state.first == len(state.answers):
+            state.answers.append(_CODES.index(decision))
         connection = self._by_client.get(key)
         if connection is not None:
             self._reply(connection, seq, decision)
 
+    def remember(self, trial_id: int, run: int, client: str, decisions: Sequence[str]) -> None:
+        """Take over the answers that an earlier tuner gave to a process; a report that is sent again gets its own."""
+        answers = bytearray(_CODES.index(decision) for decision in decisions)
+        self._clients[trial_id, run, client] = _Client(answers)
+
     def drain(self, trial_id: int) -> None:
-        """Read what the processes of a trial that are gone have left in their sockets."""
+        """Read what the processes of a trial that are gone have left in their sockets, accepted or not."""
+        for _ in range(_ACCEPT_TURNS):
+            if not self._accept():
+                break
         for key, connection in list(self._by_client.items()):
             if key[0] == trial_id:
                 self._read(connection, _REST)
@@ -159,8 +173,8 @@ class ChannelServer:
             self._listener.close()
         for connection in list(self._connections.values()):
             self._close(connection, announce=False)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- connections ---------------------------------------------------------------------------------
 
@@ -171,21 +185,21 @@ class ChannelServer:
             self._selector.unregister(self._listener)
         self._listening = on
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Let in who waits; return whether there may be more of them."""
         for _ in range(_ACCEPTS):
             if not self._admission.is_open():
                 self._listen(False)
-                return
+                return False
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._make_room()
-                return  # nobody waits, or the peer has gone already
+                return False  # nobody waits, or the peer has gone already
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
-                with contextlib.suppress(OSError):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                notice_silence(sock)
             connection = _Connection(sock)
             self._connections[sock.fileno()] = connection
             self._selector.register(sock, selectors.EVENT_READ, _Reader(self._read, connection))
@@ -193,6 +207,7 @@ class ChannelServer:
             # The hello of a peer that had to wait is here already.
             self._read(connection)
             self._look_after_strangers()
+        return True
 
     def _make_room(self) -> None:
         """Close the oldest stranger, as this process can open no more files, and accept nobody for a moment."""
@@ -292,7 +307,8 @@ class ChannelServer:
             raise _Violation(f"another version of the protocol, {_text(str(message.get('v')))[:40]!r}")
         if not isinstance(client, str) or not 0 < len(client) <= 64 or not client.isprintable():
             raise _Violation("a client's name that is no printable string of at most 64 characters")
-        key = (_count(message, "trial_id"), _count(message, "run"), client)
+        # -1 is no trial: a function is tried out before the first one.
+        key = (_count(message, "trial_id", least=-1), _count(message, "run"), client)
         old = self._by_client.get(key)
         if old is None and len(self._by_client) >= self._max_connections:
             raise _Violation(f"being more than {self._max_connections} connections")
@@ -315,19 +331,18 @@ class ChannelServer:
         seq, metrics = _count(message, "seq"), message.get("metrics")
         if not isinstance(metrics, dict):
             raise _Violation("metrics that are no object")
-        if seq < len(state.answers):
-            self._reply(connection, seq, _CODES[state.answers[seq]])
+        position = seq - state.first
+        if 0 <= position < len(state.answers):
+            self._reply(connection, seq, _CODES[state.answers[position]])
         elif seq == state.waiting:
             pass  # sent again while the first is being decided: one answer serves both
-        elif seq == len(state.answers) and state.waiting is None:
+        elif state.waiting is None and (position == len(state.answers) or not state.answers):
             if (fault := metrics_fault(metrics)) is not None:
                 raise _Violation(fault)
             state.waiting = seq
             self._messages.append(ClientReport(*key, seq, decode_floats(metrics)))
-        elif not state.answers and state.waiting is None:
-            self._close(connection)  # a client that is unknown here, say one of a run that has ended
         else:
-            raise _Violation(f"report {seq} where {len(state.answers)} was due")
+            raise _Violation(f"report {seq} where {state.first + len(state.answers)} was due")
 
     def _expel(self, connection: _Connection, reason: str) -> None:
         """Close a connection that does not keep to the protocol; for a trial that is a failure."""

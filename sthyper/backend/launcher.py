@@ -90,19 +90,26 @@ class LauncherWarning:
 
 @dataclass(frozen=True)
 class Started:
-    """The trial's leader exists; ``create_time`` is Unix time, as ``psutil.Process.create_time``."""
+    """The trial's leader exists; ``start_time`` is in seconds since the start of the machine, 0 if not known."""
 
     key: str
     pid: int
-    create_time: float
+    start_time: float
 
 
 @dataclass(frozen=True)
 class Exited:
-    """The trial's leader has ended; other processes of the trial may still live. Negative codes are signals."""
+    """The trial's leader has ended; other processes of the trial may still live.
+
+    Args:
+        key: Name of the run.
+        code: Exit code; negative ones are signals.
+        oom_kills: Which file counted how many processes that the kernel killed for want of memory, when it ended.
+    """
 
     key: str
     code: int
+    oom_kills: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,13 +147,19 @@ class Launcher:
         tag: Name and value of an environment variable that all processes of the experiment carry and no other
             process on the machine does.
         environ: Environment that trials start from, default that of this process when :meth:`start` is called.
+        folder: Folder, with files only, that is deleted if this process dies before it could do so.
 
     Raises:
         RuntimeError: On Windows, or if the interpreter does not know its own path.
     """
 
     def __init__(
-        self, *, preload: Sequence[str], tag: tuple[str, str], environ: Mapping[str, str] | None = None
+        self,
+        *,
+        preload: Sequence[str],
+        tag: tuple[str, str],
+        environ: Mapping[str, str] | None = None,
+        folder: str | None = None,
     ) -> None:
         if sys.platform == "win32":
             raise RuntimeError(
@@ -157,6 +170,7 @@ class Launcher:
         self._modules = list(preload)
         self._tag = tag
         self._environ = environ
+        self._folder = [] if folder is None else [folder]
         self._selector: selectors.BaseSelector | None = None
         self._events: list[LauncherEvent] = []
         self._control: LineSocket | None = None
@@ -189,7 +203,7 @@ class Launcher:
             guardian, server = (os.path.join(folder, name) for name in ("_guardian.py", "_server.py"))
             try:
                 self._guardian = subprocess.Popen(
-                    [sys.executable, "-I", "-S", guardian, *map(str, fds), str(os.getpid()), server],
+                    [sys.executable, "-I", "-S", guardian, *map(str, fds), str(os.getpid()), server, *self._folder],
                     env=environ,
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,

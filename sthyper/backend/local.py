@@ -12,26 +12,21 @@ from typing import Any, Literal
 
 from sthyper._function_trial import TunedFunction
 from sthyper.backend._command import parse_entry_point
+from sthyper.backend._environment import plain_resource, trial_environment
 from sthyper.backend._options import check_launch, check_options, parse_channel
 from sthyper.backend._rendezvous import ADDRESS, ENV_ADDRESS, ENV_PORT, STALE, PortPool
 from sthyper.backend._runs import Runner, RunSpec, Timeouts
 from sthyper.backend.base import EndEvent, ExperimentContext, MessageEvent, ReportEvent, TrialBackend, TrialEvent
 from sthyper.backend.gpu import VISIBLE_DEVICES, GpuOptions, GpuPool, visible_gpus
 from sthyper.constants import (
-    ENV_CHECKPOINT_DIR,
     ENV_COST_PER_HOUR,
-    ENV_LAST_RESOURCE,
     ENV_LIGHTNING,
-    ENV_OBJECTIVE,
-    ENV_RUN,
-    ENV_SEED,
-    ENV_TRIAL_DIR,
-    ENV_TRIAL_ID,
     ST_CHECKPOINT_DIR,
     ST_CONFIG_FILENAME,
     ST_CONFIG_JSON_FNAME_ARG,
     ST_STDERR_FILENAME,
     ST_STDOUT_FILENAME,
+    ST_TRIALS_DIRNAME,
 )
 from sthyper.journal import write_atomically
 from sthyper.trial import Status, Trial
@@ -192,6 +187,7 @@ class LocalBackend(TrialBackend):
                 timeouts=self._timeouts,
                 host=self._host,
                 port=self._port,
+                trials=None if self.path is None else self.path.absolute() / ST_TRIALS_DIRNAME,
             )
         self._runner.open()
         self._wants_checkpoint_arg = self._names_checkpoint_dir()
@@ -263,6 +259,8 @@ class LocalBackend(TrialBackend):
     def _prepare(self, trial: Trial, folder: Path) -> None:
         """Write what a run needs in its folder; may be done again."""
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{ST_CONFIG_FILENAME}.*.tmp"):  # by a tuner that was killed
+            left.unlink(missing_ok=True)
         write_atomically(folder / ST_CONFIG_FILENAME, json.dumps(trial.config, indent=1))
         if self.launch != "inline":
             for name in (ST_STDOUT_FILENAME, ST_STDERR_FILENAME):
@@ -289,7 +287,7 @@ class LocalBackend(TrialBackend):
             "trial_dir": str(folder),
             "checkpoint_dir": checkpoints,
             ST_CHECKPOINT_DIR: checkpoints,
-            "last_resource": "0" if last is None else _plain(last),
+            "last_resource": "0" if last is None else plain_resource(last),
             "seed": "" if trial.seed is None else str(trial.seed),
             ST_CONFIG_JSON_FNAME_ARG: str(folder / ST_CONFIG_FILENAME),
         }
@@ -297,20 +295,12 @@ class LocalBackend(TrialBackend):
         return (*argv, f"--{ST_CHECKPOINT_DIR}", checkpoints) if self._wants_checkpoint_arg else argv
 
     def _environment(self, trial: Trial, run: int, folder: Path) -> dict[str, str | None]:
-        objective = self.context.objective
         env: dict[str, str | None] = dict.fromkeys(STALE)
         if ENV_PORT not in self.environment:
             env[ENV_PORT] = str(self._rendezvous_ports.take(trial.trial_id))
         env[ENV_ADDRESS] = ADDRESS
-        last = trial.last_resource
-        env |= {
-            ENV_TRIAL_ID: str(trial.trial_id),
-            ENV_RUN: str(run),
-            ENV_TRIAL_DIR: str(folder),
-            ENV_CHECKPOINT_DIR: str(self.checkpoint_trial_path(trial.trial_id).absolute()),
-            ENV_LAST_RESOURCE: None if last is None else _plain(last),
-            ENV_SEED: None if trial.seed is None else str(trial.seed),
-            ENV_OBJECTIVE: None if objective is None else json.dumps(objective),
+        checkpoints = self.checkpoint_trial_path(trial.trial_id)
+        env |= trial_environment(trial, run, folder, checkpoints, self.context.objective) | {
             ENV_LIGHTNING: self.lightning,
             ENV_COST_PER_HOUR: None if self.cost_per_hour is None else repr(self.cost_per_hour),
         }
@@ -386,7 +376,3 @@ class LocalBackend(TrialBackend):
             gpus = self._gpus.take(trial_id)
         self._gpus_of_run[trial_id] = gpus
         return {VISIBLE_DEVICES: ",".join(gpus)}
-
-
-def _plain(resource: float) -> str:
-    return repr(int(resource) if float(resource).is_integer() else resource)

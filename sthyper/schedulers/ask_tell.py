@@ -333,7 +333,7 @@ class AskTellScheduler:
         record.status = status
         record.trial.end_reason = reason
         if status is not Status.paused:
-            record.end_time = datetime.now()
+            record.end()
 
     def _running(self, trial: Trial | int) -> TrialHistory:
         """Return the record of a trial that may be told about."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sthyper.report import check_metrics
-from sthyper.trial import Status, Trial, TrialResult, is_own_failure
+from sthyper.trial import Status, Trial, TrialResult, is_own_failure, trial_from_state, trial_state
 
 __all__ = ["AskedTrial", "TrialHistory", "best_history", "failure_reason", "plain_metrics"]
 
@@ -50,6 +51,7 @@ class TrialHistory:
         last_result: Last counted report.
         end_time: When the trial ended.
         warned: Whether a repeated report has been warned of.
+        began: ``time.monotonic()`` at its start.
     """
 
     trial: Trial
@@ -64,6 +66,11 @@ class TrialHistory:
     last_result: dict[str, Any] | None = None
     end_time: datetime | None = None
     warned: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def end(self) -> None:
+        """Note that the trial has ended. How long it took does not depend on the clock, which may have been set."""
+        self.end_time = self.trial.creation_time + timedelta(seconds=time.monotonic() - self.began)
 
     def begin_run(self) -> None:
         """Forget what belongs to the run before."""
@@ -123,16 +130,8 @@ class TrialHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain containers."""
-        trial = self.trial
         return {
-            "trial": {
-                "trial_id": trial.trial_id,
-                "config": copy.deepcopy(trial.config),
-                "creation_time": trial.creation_time.isoformat(),
-                "seed": trial.seed,
-                "end_reason": trial.end_reason,
-                "last_resource": trial.last_resource,
-            },
+            "trial": trial_state(self.trial),
             "status": self.status.value,
             "run": self.run,
             "milestone": self.milestone,
@@ -150,10 +149,12 @@ class TrialHistory:
     def from_state(state: dict[str, Any]) -> TrialHistory:
         """Restore what :meth:`state_dict` returned."""
         state = copy.deepcopy(state)
-        trial = state.pop("trial")
+        trial = trial_from_state(state.pop("trial"))
         end_time = state.pop("end_time")
+        age = max(0.0, (datetime.now() - trial.creation_time).total_seconds())
         return TrialHistory(
-            trial=Trial(**{**trial, "creation_time": datetime.fromisoformat(trial["creation_time"])}),
+            trial=trial,
+            began=time.monotonic() - age,
             status=Status(state.pop("status")),
             in_run={resource: answer for resource, answer in state.pop("in_run")},
             end_time=None if end_time is None else datetime.fromisoformat(end_time),

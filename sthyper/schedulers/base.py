@@ -55,6 +55,8 @@ class TrialScheduler(Described, ABC):
         mode: ``"min"`` or ``"max"`` (a list for several metrics).
         resource_attr: Name of the resource in reports; ``None`` for schedulers without one. The tuner passes the
             first report of a (trial, resource) only.
+        progress_attr: Name of a number in reports that tells how far a trial has come, for schedulers without a
+            resource; ``None`` if there is none. All reports count, but what a trial that is run again repeats.
         max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource, or ``None``.
         max_resource_level: The maximum resource, or ``None``.
         random_seed: The seed of scheduler and experiment, ``None`` if the tuner is to draw one.
@@ -62,6 +64,7 @@ class TrialScheduler(Described, ABC):
 
     mode: str | list[str] = "min"
     resource_attr: str | None = None
+    progress_attr: str | None = None
     max_resource_attr: str | None = None
     max_resource_level: int | None = None
     random_seed: int | None = None
@@ -135,6 +138,23 @@ class TrialScheduler(Described, ABC):
             ReportError: If the report lacks the metric or the resource, or they cannot be used. The trial fails.
         """
 
+    def adopt_result(self, trial: Trial, result: dict[str, Any], decision: str) -> None:
+        """Learn of a report that came when another scheduler decided; the experiment goes on with this one.
+
+        The trial was started by :meth:`suggest_enqueued` and :meth:`on_trial_add`, and :meth:`on_trial_resume` is
+        called when the other one resumed it, too. By default :meth:`on_trial_result` is called and its decision passed
+        over; schedulers override it whose state then would not be that of the trial.
+
+        Args:
+            trial: The trial, its configuration in this scheduler's space. Numbers may lie outside their range.
+            result: The report.
+            decision: What the trial was told, one of :class:`SchedulerDecision`.
+
+        Raises:
+            ReportError: If the scheduler cannot use it; then nothing has changed.
+        """
+        self.on_trial_result(trial, result)
+
     def on_trial_remove(self, trial: Trial) -> None:
         """A trial was paused or stopped by a decision of this scheduler."""
 
@@ -145,7 +165,11 @@ class TrialScheduler(Described, ABC):
         """A trial failed; ``trial.end_reason`` says why."""
 
     def on_trial_resume(self, trial: Trial) -> None:
-        """A further run of a trial begins: a resume that was suggested, or another try after it was killed."""
+        """A further run of a trial begins.
+
+        It is a resume that was suggested, by the scheduler before this one if there was another, or another try after
+        the trial was killed.
+        """
 
     def on_trial_repeat(self, trial: Trial, result: dict[str, Any]) -> None:
         """A further run of a trial reports a resource that an earlier one has reported; nothing is to be decided."""
@@ -169,6 +193,27 @@ class TrialScheduler(Described, ABC):
     def milestone(self, trial_id: int) -> int | None:
         """Return the resource at which this scheduler decides next about a running trial, ``None`` if any."""
         return None
+
+    # ---- checkpoints ---------------------------------------------------------------------------------
+
+    def trials_checkpoints_can_be_removed(self) -> list[int]:
+        """Return trials whose checkpoints will never be needed again, each of them once.
+
+        They are paused trials that are never resumed, and trials for which :meth:`may_copy_checkpoint` was true and is
+        not any more. Others that have ended need not be named. The tuner asks when a trial has ended, paused or
+        started, if the backend has ``delete_checkpoints=True``. What was not asked for yet belongs to the state.
+        """
+        return []
+
+    def may_copy_checkpoint(self, trial_id: int) -> bool:
+        """Whether a trial that has ended for good may still be the source of another: its checkpoints then stay.
+
+        Args:
+            trial_id: A trial that was stopped, completed or failed; a new one may start with its checkpoint
+                (``checkpoint_trial_id`` of a :class:`TrialSuggestion`). They stay until
+                :meth:`trials_checkpoints_can_be_removed` names it.
+        """
+        return False
 
     # ---- description ---------------------------------------------------------------------------------
 

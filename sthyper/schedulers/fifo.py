@@ -35,12 +35,18 @@ class FIFOScheduler(TrialSchedulerWithSearcher):
         max_t: Maximum resource. By default ``config_space[max_resource_attr]``, else the constant ``epochs``,
             ``max_t`` or ``max_epochs`` of the space, if there is one. The searcher and ``Reporter().objective`` get
             it; no decision depends on it.
+        progress_attr: Name of a number in reports that tells how far a trial has come: the epochs or steps done. A
+            trial that was killed, or ran when its tuner ended, then goes on behind its last report, from its
+            checkpoint if it has one (``STHYPER_LAST_RESOURCE``, ``Reporter().last_resource``), and what it repeats is
+            recorded as ``IGNORED`` and does not count. This holds for each trial whose reports all have the number,
+            larger each time; those of other trials count whenever they come, and such trials begin anew. ``None`` for
+            reports whose number says something else.
         time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
 
     Raises:
         ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
         TypeError: If an argument has the wrong type.
-        ValueError: If ``mode``, the name of the searcher or an option is unknown.
+        ValueError: If ``mode``, the name of the searcher or an option is unknown, or ``progress_attr`` is the metric.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class FIFOScheduler(TrialSchedulerWithSearcher):
         max_resource_attr: str | None = None,
         max_t: int | None = None,
         time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
     ) -> None:
         arguments = SearcherArguments(config_space, metric, mode, points_to_evaluate)
         super().__init__(
@@ -67,6 +74,11 @@ class FIFOScheduler(TrialSchedulerWithSearcher):
         )
         # The name itself stays unset: no level is ever written into a configuration.
         self.max_resource_level = infer_max_resource(config_space, max_t, max_resource_attr)
+        if progress_attr is not None and (not isinstance(progress_attr, str) or not progress_attr):
+            raise TypeError(f"progress_attr must be the name of a number in reports, or None, got {progress_attr!r}")
+        if progress_attr == metric and progress_attr != "epoch":
+            raise ValueError(f"progress_attr and metric must be different names, both are {metric!r}")
+        self.progress_attr = None if progress_attr == metric else progress_attr
         # Trial -> its configuration as the searcher knows it, while the trial runs.
         self._searcher_configs: dict[int, dict[str, Any]] = {}
 

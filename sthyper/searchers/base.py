@@ -49,7 +49,9 @@ class BaseSearcher(Described, ABC):
 
     Only :meth:`get_config` is abstract; the hooks do nothing by default. Configurations that go in and out hold
     the non-constant hyperparameters only, as plain Python values of the right type. Trial ids are ints (the
-    decimal string is accepted). Results of configurations that the searcher did not suggest are welcome.
+    decimal string is accepted). Results of configurations that the searcher did not suggest are welcome. In an
+    experiment whose space was changed on a resume, numbers among them may lie outside their range; a model that cannot
+    encode such a value passes over the result.
 
     Args:
         config_space: Configuration space.

@@ -115,11 +115,13 @@ class RandomSearcher(BaseSearcher):
     def _draw(self) -> dict[str, Any] | None:
         generator = self._random_generator()
         if not self._enumerating:
-            for _ in range(_MAX_RETRIES):
+            # A searcher that goes on for another one with the same seed draws what that has drawn.
+            infinite = config_space_size(self.config_space) is None
+            for _ in range(_MAX_RETRIES + (len(self._excluded) if infinite else 0)):
                 config = sample_config(self.config_space, generator)
                 if self._match(config) not in self._excluded:
                     return config
-            if config_space_size(self.config_space) is None:
+            if infinite:
                 return None
             self._enumerating = True
         if self._pool is None:

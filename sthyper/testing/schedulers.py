@@ -7,9 +7,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from sthyper.config_space import Domain, choice, finrange, loguniform, randint, sample_config
+from sthyper.config_space import Domain, choice, config_to_match_string, finrange, loguniform, randint, sample_config
 from sthyper.errors import ReportError
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.testing._checks import check_config, check_plain, copies_of_state, global_generators_untouched
@@ -18,6 +18,7 @@ from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
 
 __all__ = ["SchedulerConformance"]
 
+_T = TypeVar("_T")
 _DECISIONS = (SchedulerDecision.CONTINUE, SchedulerDecision.PAUSE, SchedulerDecision.STOP)
 
 
@@ -36,6 +37,8 @@ class SchedulerConformance(ABC):
         is_random: Whether suggestions depend on the seed; set it to False for a scheduler without random choices.
         repeats_configurations: Whether the same configuration may be suggested again, so that a finite space is
             never used up.
+        n_positions: Number of events after which the state is taken in the test of states; ``None`` is after every one.
+            Give a number for a scheduler whose suggestions take long.
     """
 
     config_space: ClassVar[dict[str, Any]] = {
@@ -49,6 +52,7 @@ class SchedulerConformance(ABC):
     small_space: ClassVar[dict[str, Any]] = {"a": choice(["x", "y", "z"]), "b": randint(1, 2), "epochs": 9}
     is_random: ClassVar[bool] = True
     repeats_configurations: ClassVar[bool] = False
+    n_positions: ClassVar[int | None] = None
 
     @abstractmethod
     def make_scheduler(self, config_space: dict[str, Any], random_seed: int) -> TrialScheduler:
@@ -244,19 +248,68 @@ class SchedulerConformance(ABC):
     def test_state_continues_where_it_was_taken(self) -> None:
         fails_at = {2: 2, 5: 1}
         whole = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at).run()
-        for position in (0, 1, len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
-            simulation = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at)
-            simulation.run(position)
+        simulation = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at)
+        taken: list[tuple[int, TrialSimulation, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
+        while not taken or taken[-1][0] < len(simulation.events):
+            position = len(simulation.events)
             state = simulation.scheduler.state_dict()
-            copies = list(copies_of_state(state))
-            simulation.run()  # must not reach back into the state
-            for name, copy in [*copies, ("state_dict()", state)]:
-                scheduler = self.make_scheduler(self.config_space, 14)
-                scheduler.load_state_dict(copy)
-                twin = TrialSimulation(self.make_scheduler(self.config_space, 14), fails_at=fails_at)
-                twin.run(position)
-                events = twin.fork(scheduler).run()
-                self._compare(events, whole, f"after loading the state ({name}) taken at event {position}")
+            # The state itself is loaded below, after the end of the simulation, which must not reach back into it.
+            taken.append((position, simulation.fork(simulation.scheduler), state, list(copies_of_state(state))))
+            simulation.run(position + 1)
+        for number, (position, rest, state, copies) in enumerate(self._some(taken)):
+            # One format a position, in turn.
+            name, copy = [*copies, ("state_dict()", state)][number % (1 + len(copies))]
+            scheduler = self.make_scheduler(self.config_space, 14)
+            scheduler.load_state_dict(copy)
+            events = rest.fork(scheduler).run()
+            self._compare(events, whole, f"after loading the state ({name}) taken at event {position}")
+
+    def test_goes_on_where_another_scheduler_decided(self) -> None:
+        for n_events in (6, 25, 60):
+            first = TrialSimulation(self.make_scheduler(self.config_space, 15), n_trials=1000)
+            first.run(n_events)
+            second = self.make_scheduler(self.config_space, 16)
+            tried = self._adopt(second, first)
+            # Its suggestions suit the trials: none is resumed that is not paused.
+            later = first.fork(second).run(n_events + 60)[len(first.events) :]
+            assert len(later) >= 20, f"nothing goes on after {n_events} events: {later}"
+            started = [event.config for event in later if event.kind == "start"]
+            for config in started:
+                check_config(config, self.config_space, second.max_resource_attr)
+                assert self.repeats_configurations or self._key(config) not in tried, f"{config} was tried before"
+
+    def _adopt(self, scheduler: TrialScheduler, past: TrialSimulation) -> set[str]:
+        """Tell a scheduler what another one decided in a simulation; return what was tried."""
+        trials: dict[int, Trial] = {}
+        last: dict[int, dict[str, Any]] = {}
+        attr = past.scheduler.resource_attr or "epoch"
+        for event in past.events:
+            if event.kind == "start":
+                assert event.config is not None
+                config = {k: v for k, v in event.config.items() if k != scheduler.max_resource_attr}
+                full = {**self.config_space, **config}
+                trials[event.trial_id] = trial = Trial(event.trial_id, full, datetime(2020, 1, 1))
+                tuned = {k: v for k, v in full.items() if isinstance(self.config_space[k], Domain)}
+                scheduler.suggest_enqueued(event.trial_id, tuned)
+                scheduler.on_trial_add(trial)
+                continue
+            if event.kind == "exhausted":
+                continue
+            trial = trials[event.trial_id]
+            if event.kind == "resume":
+                scheduler.on_trial_resume(trial)
+            elif event.kind == "report":
+                assert event.answer is not None
+                result = last[event.trial_id] = {**past.curve(trial.config, event.resource), attr: event.resource}
+                scheduler.adopt_result(trial, result, event.answer)
+                if event.answer != SchedulerDecision.CONTINUE:
+                    scheduler.on_trial_remove(trial)
+            elif event.kind == "complete":
+                scheduler.on_trial_complete(trial, last[event.trial_id])
+        return {self._key(trial.config) for trial in trials.values()}
+
+    def _key(self, config: Mapping[str, Any] | None) -> str:
+        return config_to_match_string(config or {}, self.config_space)
 
     # ---- description ---------------------------------------------------------------------------------
 
@@ -281,6 +334,13 @@ class SchedulerConformance(ABC):
         check_plain(scheduler.state_dict())
 
     # ---- helpers -------------------------------------------------------------------------------------
+
+    def _some(self, taken: list[_T]) -> list[_T]:
+        """Return all, or ``n_positions`` of them, evenly spread, with the first and the last."""
+        n = self.n_positions
+        if n is None or n >= len(taken):
+            return taken
+        return [taken[round(i * (len(taken) - 1) / max(1, n - 1))] for i in range(n)]
 
     def _start(self, scheduler: TrialScheduler, trial_id: int) -> Trial:
         suggestion = scheduler.suggest(trial_id)

@@ -22,6 +22,9 @@ from sthyper.testing.simulation import toy_fraction
 
 __all__ = ["SearcherConformance"]
 
+_STEPS = 5
+"""Events of a trial in the test of states."""
+
 
 class SearcherConformance(ABC):
     """Tests of the contract of :class:`~sthyper.searchers.BaseSearcher`.
@@ -175,18 +178,24 @@ class SearcherConformance(ABC):
 
     def test_state_continues_where_it_was_taken(self) -> None:
         for space, total in ((self.config_space, self.n_suggestions), (self.small_space, 6)):
-            expected = self._suggestions(self._make(space, 10), total)
-            for position in (0, 1, total // 2, total - 1):
-                searcher = self._make(space, 10)
-                self._suggestions(searcher, position)
+            expected: list[dict[str, Any]] = []
+            self._play(self._make(space, 10), expected, 0, total)
+            searcher = self._make(space, 10)
+            configs: list[dict[str, Any]] = []
+            taken: list[tuple[int, list[dict[str, Any]], dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
+            for step in range(total * _STEPS):
                 state = searcher.state_dict()
-                copies = list(copies_of_state(state))
-                self._suggestions(searcher, total - position, position)  # must not reach back into the state
-                for name, copy in [*copies, ("state_dict()", state)]:
-                    twin = self._make(space, 10)
-                    twin.load_state_dict(copy)
-                    rest = self._suggestions(twin, total - position, position)
-                    assert rest == expected[position:], f"the state ({name}) taken after {position} suggestions"
+                # The state itself is loaded below, after the last step, which must not reach back into it.
+                taken.append((step, list(configs), state, list(copies_of_state(state))))
+                self._play(searcher, configs, step, total, steps=1)
+            for step, begun, state, copies in taken:
+                # One format a position, in turn.
+                name, copy = [*copies, ("state_dict()", state)][step % (1 + len(copies))]
+                twin = self._make(space, 10)
+                twin.load_state_dict(copy)
+                self._play(twin, begun, step, total)
+                where = f"{step // _STEPS} suggestions and {step % _STEPS} of {_STEPS} further events"
+                assert begun == expected, f"after loading the state ({name}) taken after {where}"
 
     # ---- helpers -------------------------------------------------------------------------------------
 
@@ -205,6 +214,39 @@ class SearcherConformance(ABC):
             configs.append(dict(config))
             self._learn(searcher, number, dict(config))
         return configs
+
+    def _play(
+        self, searcher: BaseSearcher, configs: list[dict[str, Any]], start: int, total: int, steps: int | None = None
+    ) -> None:
+        """Go on with an experiment of ``total`` trials in which two run at the same time; one in four fails.
+
+        Args:
+            searcher: The searcher.
+            configs: What it has suggested; what it suggests now is appended.
+            start: Number of steps before.
+            total: Number of suggestions in all.
+            steps: Number of steps; default all that are left.
+        """
+        for step in range(start, total * _STEPS if steps is None else start + steps):
+            number, kind = divmod(step, _STEPS)
+            if kind == 0:
+                config = searcher.get_config(number)
+                assert config is not None, f"get_config({number}) returned None, the space is not used up"
+                configs.append(dict(config))
+                searcher.register_pending(number, dict(config))
+                continue
+            number -= kind >= 3  # the second half of what happens to the trial before
+            if number < 0:
+                continue
+            config, loss = dict(configs[number]), toy_fraction(sorted(configs[number].items()))
+            if kind in (1, 2):
+                searcher.on_trial_result(number, config, {"loss": 2 * loss / kind, "epoch": kind}, False)
+            elif kind == 3 and number % 4 == 3:
+                searcher.evaluation_failed(number, config, True)
+            elif kind == 3:
+                searcher.on_trial_result(number, config, {"loss": loss, "epoch": 9}, True)
+            else:
+                searcher.cleanup_pending(number)
 
     def _learn(self, searcher: BaseSearcher, number: int, config: dict[str, Any]) -> None:
         searcher.register_pending(number, config)

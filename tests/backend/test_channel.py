@@ -152,6 +152,39 @@ def test_reconnect_while_the_answer_is_awaited(served: Served) -> None:
     assert sum(isinstance(m, ClientReport) for m in served.messages) == 1
 
 
+def test_answers_of_an_earlier_tuner_are_given_again(served: Served) -> None:
+    served.server.remember(0, 3, "c", ["CONTINUE", "PAUSE"])
+    peer = Peer(served.server.address)
+    peer.hello(run=3)
+    for seq, decision in ((1, "PAUSE"), (0, "CONTINUE")):
+        peer.send(type="report", seq=seq, metrics={})
+        served.pump()
+        assert peer.answer() == {"seq": seq, "decision": decision}
+    assert not any(isinstance(m, ClientReport) for m in served.messages)
+    peer.send(type="report", seq=2, metrics={})
+    served.until(lambda m: any(isinstance(x, ClientReport) and x.seq == 2 for x in m))
+    other = Peer(served.server.address)
+    other.hello(run=2)
+    other.send(type="report", seq=1, metrics={})
+    served.until(lambda m: any(isinstance(x, ClientReport) and x.run == 2 for x in m))
+
+
+def test_a_client_that_nothing_is_known_of_any_more_hears_an_answer(served: Served) -> None:
+    """Its run may have ended, and its tuner too; the number of its report takes no memory."""
+    peer = Peer(served.server.address)
+    peer.hello()
+    peer.send(type="report", seq=2**31 - 1, metrics={})
+    served.until(lambda m: any(isinstance(x, ClientReport) for x in m))
+    served.server.answer(0, 0, "c", 2**31 - 1, "STOP")
+    assert peer.answer() == {"seq": 2**31 - 1, "decision": "STOP"}
+    peer.send(type="report", seq=2**31 - 1, metrics={})
+    served.pump()
+    assert peer.answer() == {"seq": 2**31 - 1, "decision": "STOP"}
+    peer.send(type="report", seq=5, metrics={})
+    served.until(lambda m: any(isinstance(x, ClientBye) for x in m))
+    assert peer.is_closed()
+
+
 def test_wrong_hellos_are_refused(served: Served) -> None:
     for hello in (
         {"token": "wrong"},

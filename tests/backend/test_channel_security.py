@@ -137,7 +137,7 @@ BAD_HELLOS = {
     "NaN trial": hello().replace(b'"trial_id": 0', b'"trial_id": NaN'),
     "huge trial": hello(trial_id=2**31),
     "5000 digits": hello().replace(b'"trial_id": 0', b'"trial_id": 1' + b"0" * 3000),
-    "negative trial": hello(trial_id=-1),
+    "negative trial": hello(trial_id=-2),
     "true trial": hello(trial_id=True),
     "trial that is a path": hello(trial_id="../../etc"),
     "float run": hello(run=0.5),

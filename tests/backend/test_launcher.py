@@ -248,7 +248,8 @@ def test_output_is_appended(driver):
 def test_started_names_the_process(driver):
     key = driver.spawn(driver.script("import os, time; print(os.getpid(), flush=True); time.sleep(60)"))
     started = driver.of(Started, key)
-    assert started.create_time == pytest.approx(psutil.Process(started.pid).create_time(), abs=0.05)
+    since_boot = psutil.Process(started.pid).create_time() - psutil.boot_time()
+    assert started.start_time == pytest.approx(since_boot, abs=0.05)
     driver.wait_for_file(f"{key}/std.out")
     driver.launcher.end(key, grace=0.0)
     assert driver.result(key).out == f"{started.pid}\n"

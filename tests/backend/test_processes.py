@@ -29,7 +29,8 @@ def test_a_process_is_seen_as_it_is(sleeper):
     assert (info.pid, info.ppid, info.group) == (sleeper.pid, os.getpid(), os.getpgrp())
     assert info.alive
     assert info == _processes.process_info(sleeper.pid)._replace(state=info.state)
-    assert _processes.create_time(info) == pytest.approx(psutil.Process(sleeper.pid).create_time(), abs=0.05)
+    since_boot = psutil.Process(sleeper.pid).create_time() - psutil.boot_time()
+    assert _processes.start_time(info) == pytest.approx(since_boot, abs=0.05)
     assert b"MARK=a b" in _processes.environment_of(sleeper.pid)
 
 

@@ -106,6 +106,10 @@ class HyperbandBracketManager:
         """Return the level at which the first decision about a trial of a bracket falls."""
         return self.rung_levels[bracket] if bracket < len(self.rung_levels) else self.max_t
 
+    def bracket_that_begins(self, resource: int) -> int:
+        """Return the bracket with the highest first rung that is not above a resource, 0 if there is none."""
+        return max((b for b in range(self.num_brackets) if self.first_milestone(b) <= resource), default=0)
+
     def system(self, bracket: int) -> RungSystem:
         """Return the rung system that decides about trials of a bracket."""
         return self._systems[bracket if self.per_bracket else 0]
@@ -130,6 +134,10 @@ class HyperbandBracketManager:
             for paused in system.paused_trials()
             if resource is None or paused.level == resource
         ]
+
+    def take_hopeless(self) -> list[int]:
+        """Return the paused trials that are never promoted, each of them once."""
+        return [trial_id for system in self._systems for trial_id in system.take_hopeless()]
 
     def information_for_rungs(self) -> list[tuple[int, int, float]]:
         """Return ``(level, number of entries, promotion quantile)`` for the rungs of bracket 0, the top one first."""

@@ -39,6 +39,7 @@ class PromotionRungSystem(RungSystem):
         self._place: dict[int, tuple[int, RungEntry]] = {}
         # Paused trials whose value is not finite -> index of their rung; they are never promoted.
         self._hopeless: dict[int, int] = {}
+        self._untold: list[int] = []  # those of them that take_hopeless() has not returned
 
     def register(self, trial_id: int, level: int, value: float, cost: float | None = None) -> bool:
         index = self._index(level)
@@ -46,8 +47,7 @@ class PromotionRungSystem(RungSystem):
         if entry is not None:
             self._pause(index, entry)
         else:
-            self.discard(trial_id)
-            self._hopeless[trial_id] = index
+            self._give_up(index, trial_id)
         return False
 
     def promote(self) -> Promotion | None:
@@ -76,9 +76,24 @@ class PromotionRungSystem(RungSystem):
             ]
         return result
 
+    def pause(self, trial_id: int) -> None:
+        for index in range(len(self.rungs) - 1, -1, -1):
+            rung = self.rungs[index]
+            if trial_id in rung:
+                entry = next((entry for entry in rung.entries if entry[2] == trial_id), None)
+                if entry is None:
+                    self._give_up(index, trial_id)
+                else:
+                    self._pause(index, entry)
+                return
+
+    def take_hopeless(self) -> list[int]:
+        untold, self._untold = self._untold, []
+        return untold
+
     def discard(self, trial_id: int) -> None:
-        if self._hopeless:
-            self._hopeless.pop(trial_id, None)
+        if self._hopeless.pop(trial_id, None) is not None and trial_id in self._untold:
+            self._untold.remove(trial_id)
         place = self._place.pop(trial_id, None)
         if place is not None:
             index, entry = place
@@ -88,6 +103,7 @@ class PromotionRungSystem(RungSystem):
         return super().state_dict() | {
             "paused": [[entry[2] for entry in paused] for paused in self._paused],
             "hopeless": [[trial_id, index] for trial_id, index in self._hopeless.items()],
+            "untold": list(self._untold),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,12 +116,18 @@ class PromotionRungSystem(RungSystem):
                 if entry[2] in wanted:
                     self._pause(index, entry)
         self._hopeless = {trial_id: index for trial_id, index in state["hopeless"]}
+        self._untold = list(state["untold"])
 
     def _pause(self, index: int, entry: RungEntry) -> None:
         # A trial is paused in one place: where it reported last.
         self.discard(entry[2])
         insort(self._paused[index], entry)
         self._place[entry[2]] = (index, entry)
+
+    def _give_up(self, index: int, trial_id: int) -> None:
+        self.discard(trial_id)
+        self._hopeless[trial_id] = index
+        self._untold.append(trial_id)
 
 
 def first_promotable(rungs: Sequence[Rung], paused: Sequence[Sequence[RungEntry]]) -> int | None:

@@ -214,11 +214,21 @@ class RungSystem(Described, ABC):
         """Choose a paused trial to go on with, and mark it promoted; ``None`` if a new one is to be started."""
         return None
 
+    def pause(self, trial_id: int) -> None:
+        """Learn that a trial was paused by another scheduler, at the highest rung that it is in or above that."""
+
     def discard(self, trial_id: int) -> None:
         """Learn that a trial has ended for good: its values stay, it is never promoted."""
 
     def paused_trials(self) -> list[PausedTrial]:
         """Return the trials that are paused and not promoted, from the top rung down, best first."""
+        return []
+
+    def take_hopeless(self) -> list[int]:
+        """Return the paused trials that are never promoted, whatever comes, each of them once.
+
+        With cutoffs that are quantiles this is never certain of a finite value: worse ones may come.
+        """
         return []
 
     def for_bracket(self, bracket: int) -> RungSystem:

@@ -238,6 +238,13 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         record = self._records.get(trial_id)
         return None if record is None or record.decision != SchedulerDecision.CONTINUE else record.milestone
 
+    def trials_checkpoints_can_be_removed(self) -> list[int]:
+        """Return the paused trials whose value is not finite: they are never promoted.
+
+        Any other may be one day, since enough worse ones may come.
+        """
+        return self.terminator.take_hopeless()
+
     def bracket(self, trial_id: int) -> int | None:
         """Return the bracket of a trial, ``None`` for an unknown one."""
         record = self._records.get(trial_id)
@@ -337,6 +344,52 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
             self._feed.pending(trial_id, record, resource)
         return decision
 
+    def adopt_result(self, trial: Trial, result: dict[str, Any], decision: str) -> None:
+        """Take in a report about which another scheduler has decided.
+
+        At a rung level it enters the rung. The trial is then paused here, too, goes on to the next level, or has ended,
+        as it was told. One that was paused between two levels counts as paused at the lower one.
+
+        Args:
+            trial: The trial.
+            result: The report.
+            decision: What the trial was told.
+
+        Raises:
+            ReportError: As :meth:`on_trial_result`.
+        """
+        value = report_value(result, self.metric, self.resource_attr)
+        resource = report_resource(result, self.resource_attr, self.metric)
+        record = self._records.get(trial.trial_id) or self._record(trial)
+        if resource <= record.resource:
+            return
+        cost = None if self._costs.name is None else self._costs.read(record.costs, resource, result)
+        if decision == SchedulerDecision.PAUSE and resource < record.milestone:
+            record.bracket = self.terminator.bracket_that_begins(resource)
+            record.milestone = self.terminator.first_milestone(record.bracket)
+        passed, system = record.milestone, self.terminator.system(record.bracket)
+        pauses = decision == SchedulerDecision.PAUSE and resource < system.max_t
+        if resource >= passed:
+            entered = resource in system.rung_levels
+            if entered:
+                system.register(trial.trial_id, resource, self._sign * value, cost)
+            if pauses and not entered:
+                system.pause(trial.trial_id)
+            elif not pauses:
+                system.discard(trial.trial_id)
+            if decision == SchedulerDecision.CONTINUE and resource < system.max_t:
+                record.milestone = system.next_level(resource)
+        elif pauses:
+            system.pause(trial.trial_id)
+        if cost is not None:
+            result = self._costs.book(record.costs, resource, result, cost)
+        record.resource = resource
+        record.decision = SchedulerDecision.STOP if resource >= system.max_t else decision
+        self._feed.report(trial.trial_id, record, result)
+        goes_on = record.decision == SchedulerDecision.CONTINUE
+        if goes_on and (record.milestone != passed or self._rules.myopic):
+            self._feed.pending(trial.trial_id, record, resource)
+
     def add_result(self, trial_id: int, config: dict[str, Any], result: dict[str, Any]) -> None:
         """Take in a result of a configuration that no trial of this experiment ran.
 
@@ -373,8 +426,16 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
 
     def on_trial_resume(self, trial: Trial) -> None:
         record = self._records.get(trial.trial_id)
-        if record is not None and record.costs is not None:
+        if record is None:
+            return
+        if record.costs is not None:
             record.costs.begin_run()
+        if record.decision == SchedulerDecision.PAUSE:  # resumed by the scheduler before this one
+            system = self.terminator.system(record.bracket)
+            system.discard(trial.trial_id)
+            record.decision = SchedulerDecision.CONTINUE
+            record.milestone = system.next_level(record.resource)
+            self._feed.pending(trial.trial_id, record, record.resource)
 
     def on_trial_repeat(self, trial: Trial, result: dict[str, Any]) -> None:
         record = self._records.get(trial.trial_id)
