@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from sthyper._syncing import sync_folder
 from sthyper.constants import ENV_LAST_RESOURCE, ENV_OBJECTIVE, ENV_RUN, ENV_TRIAL_ID
 from sthyper.paths import is_plain_name
 
@@ -76,7 +77,7 @@ def note_resumed(folder: str | Path, resource: float) -> None:
     trial_id, run = os.environ.get(ENV_TRIAL_ID), os.environ.get(ENV_RUN) or "0"
     if trial_id and run != "0":
         path = Path(folder) / _NOTE
-        temporary = path.with_name(f"{_NOTE}.{os.getpid()}.tmp")
+        temporary = path.with_name(f"{_NOTE}.tmp")  # of one writer, so that the next one replaces what is left
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps({"trial_id": int(trial_id), "run": int(run), "resource": resource}))
             os.replace(temporary, path)
@@ -133,7 +134,7 @@ class TorchCheckpoints:
         elif current.exists():
             os.replace(current, previous)
         os.replace(temporary, current)
-        _sync_folder(current.parent)
+        sync_folder(current.parent)
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
         import torch
@@ -291,11 +292,3 @@ def _copy(state: Any) -> Any:
     if type(state) in (list, tuple):
         return type(state)(_copy(v) for v in state)
     return copy.deepcopy(state)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

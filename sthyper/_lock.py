@@ -224,7 +224,10 @@ class ExperimentLock:
         """Delete what processes of this machine have left that were killed while they took the lock."""
         for path in (*mine.parent.glob(f"{self.path.name}.*.tmp"), *mine.parent.glob(f"{self.path.name}.*.stale")):
             found = _read(path) if path != mine else None
-            if found is not None and _is_here(found[0]) and not _runs(found[0]):
+            if found is None:
+                continue
+            ended = _is_here(found[0]) and not _runs(found[0])
+            if ended or (not found[0] and self._age(found[1]) > _STALE_AFTER):  # nothing had been written yet
                 path.unlink(missing_ok=True)
 
     def _age(self, written: float) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sthyper._syncing import sync_folder, sync_tree
 from sthyper.paths import is_plain_name
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointInfo",
     "best_checkpoint",
     "copy_checkpoints",
+    "copying_folder",
     "latest_checkpoint",
     "list_checkpoints",
     "remove_checkpoint",
@@ -123,9 +125,7 @@ def best_checkpoint(folder: str | Path) -> Path | None:
 
 
 def write_index(folder: str | Path, checkpoints: Sequence[CheckpointInfo]) -> None:
-    """Note the checkpoints of a folder; readers see the old note or the new one.
-
-    It is not synced to disk, an epoch may be short: after a power loss a trial may have to start again.
+    """Note the checkpoints of a folder; readers see the old note or the new one, after a power loss, too.
 
     Args:
         folder: The folder, which exists and holds the checkpoints.
@@ -137,8 +137,12 @@ def write_index(folder: str | Path, checkpoints: Sequence[CheckpointInfo]) -> No
     ]
     target = Path(folder) / INDEX_NAME
     temporary = target.with_name(f"{INDEX_NAME}.tmp")
-    temporary.write_text(json.dumps({"version": _VERSION, "checkpoints": entries}, indent=1), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"version": _VERSION, "checkpoints": entries}, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, target)
+    sync_folder(target.parent)
 
 
 def copy_checkpoints(source: str | Path, target: str | Path) -> bool:
@@ -157,7 +161,7 @@ def copy_checkpoints(source: str | Path, target: str | Path) -> bool:
     source, target = Path(source), Path(target)
     if not source.is_dir():
         return False
-    temporary = target.with_name(f"{target.name}.copying")
+    temporary = copying_folder(target)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, _ATTEMPTS + 1):
         remove_checkpoint(temporary)  # also that of a process that was killed
@@ -168,9 +172,20 @@ def copy_checkpoints(source: str | Path, target: str | Path) -> bool:
             if attempt == _ATTEMPTS:
                 remove_checkpoint(temporary)
                 raise
+    sync_tree(temporary)
     remove_checkpoint(target)
     os.replace(temporary, target)
+    sync_folder(target.parent)
     return True
+
+
+def copying_folder(target: Path) -> Path:
+    """Return the folder that a copy of checkpoints is made in; one that is there is left of a process that was killed.
+
+    Args:
+        target: Where the copy is to be.
+    """
+    return target.with_name(f"{target.name}.copying")
 
 
 def _copy_folder(source: Path, target: Path) -> bool:

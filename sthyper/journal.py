@@ -9,11 +9,12 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sthyper._lock import ExperimentLock
+from sthyper._syncing import sync_folder
 from sthyper.constants import ST_JOURNAL_FILENAME
 from sthyper.report import decode_floats, encode_floats
 
@@ -27,6 +28,7 @@ __all__ = [
     "read_journal",
     "read_journal_from",
     "write_atomically",
+    "write_journal",
 ]
 
 logger = logging.getLogger(__name__)
@@ -107,10 +109,7 @@ class ExperimentJournal:
             OSError: If the line could not be written; the file then ends with the line before, for good: what follows
                 from a line that is missing is not written either.
         """
-        for key in ("metrics", "values"):
-            if key in record:
-                record = {**record, key: encode_floats(record[key])}
-        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        line = _line(record)
         if self._block_size:
             self._block.append(line)
             self._block_bytes += len(line)
@@ -358,6 +357,28 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if number == 1 and record["type"] != "journal":
         raise DamagedJournal(f"{path}, line 1 is damaged: a journal begins with a line of type 'journal'")
     return record
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    for key in ("metrics", "values"):
+        if key in record:
+            record = {**record, key: encode_floats(record[key])}
+    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def write_journal(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write a new journal, which is there with all these records or not at all; one that is there is replaced.
+
+    Args:
+        path: The file, or the experiment's folder.
+        records: The records.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path = _journal_file(path)
+    write_atomically(path, b"".join(map(_line, records)).decode(), mode=0o644)
+    sync_folder(path.parent)
 
 
 def _journal_file(path: str | Path) -> Path:

@@ -427,18 +427,18 @@ class Tuner:
         try:
             if self._repairs:
                 cut_damage(self.tuner_path)
+            trials = (self.trial_backend_path or self.tuner_path) / ST_TRIALS_DIRNAME
             past, later = self._past, []
             if past is not None:
                 later = past.read_on()
                 self._time_before = past.tuner_time
                 if not self.trial_backend.outlives_tuner:
-                    trials = (self.trial_backend_path or self.tuner_path) / ST_TRIALS_DIRNAME
                     end_leftovers(trials, past.kept + past.records)
-            delete_leftovers(self.tuner_path)
+            delete_leftovers(self.tuner_path, trials)
             self.trial_backend.open(self._context())
             self._clock.start_of_time()
-            self._write_metadata()
             if not self._resumes:
+                self.metadata[ST_TUNER_START_TIMESTAMP] = time.time()
                 write_parts(self.tuner_path, self._described)
             self.journal = open_journal(
                 self.tuner_path,
@@ -449,6 +449,8 @@ class Tuner:
                 traits=None if self._resumes else scheduler_traits(self.scheduler),
                 guard=self._lock.check,
             )
+            # The journal is what makes a folder an experiment; the rest of it can be made again.
+            self._write_metadata()
             if self._loop is None:
                 self._loop = self._make_loop(self.journal)
             self._loop.use_journal(self.journal, self._lock.check)
@@ -717,8 +719,7 @@ class Tuner:
         callback.restore(read_experiment(self.tuner_path).table, trials)
 
     def _write_metadata(self) -> None:
-        if self._resumes and (self._fresh is not None or not self._is_renewed):
+        path = self.tuner_path / ST_METADATA_FILENAME
+        if self._resumes and path.exists() and (self._fresh is not None or not self._is_renewed):
             return
-        if not self._resumes:
-            self.metadata[ST_TUNER_START_TIMESTAMP] = time.time()
-        write_atomically(self.tuner_path / ST_METADATA_FILENAME, json.dumps(self.metadata, indent=1))
+        write_atomically(path, json.dumps(self.metadata, indent=1))

@@ -36,7 +36,7 @@ LAYERS: list[dict[str, set[str]]] = [
     {"": {"tuner_callback", "tuning_status", "_metrics_statistics", "stopping_criterion", "time_keeper"}},
     {"": {"trial", "report", "config_space", "encoding", "constants", "utils", "errors", "paths", "checkpoints"}},
 ]
-LAYERS[-1][""] |= {"_checkpoints", "_connection", "_describe", "_function_trial", "_space", "_version"}
+LAYERS[-1][""] |= {"_checkpoints", "_connection", "_describe", "_function_trial", "_space", "_syncing", "_version"}
 # The training-time callbacks may be used without a tuner: they see the bottom only.
 CALLBACKS_MAY_IMPORT = {"callbacks", *LAYERS[-1][""]}
 

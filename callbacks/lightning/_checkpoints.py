@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sthyper._checkpoints import last_reported_resource
+from sthyper._syncing import sync_tree
 from sthyper.checkpoints import CheckpointInfo, list_checkpoints, remove_checkpoint, write_index
 
 __all__ = ["CheckpointFolder", "Keep"]
@@ -75,8 +76,10 @@ class CheckpointFolder:
             best: Whether it is better than all before.
         """
         target = self.path / self._name(resource)
+        temporary = self.path / f"{target.name}.tmp"
+        sync_tree(temporary)
         remove_checkpoint(target)
-        os.replace(self.path / f"{target.name}.tmp", target)
+        os.replace(temporary, target)
         others = [c for c in list_checkpoints(self.path) if c.resource != resource]
         if best:
             others = [replace(c, best=False) for c in others]

@@ -13,8 +13,8 @@ from typing import Any
 
 from sthyper._lock import machine
 from sthyper.backend.base import TrialBackend
-from sthyper.constants import ST_JOURNAL_FILENAME, ST_TUNER_CREATION_TIMESTAMP, ST_TUNER_START_TIMESTAMP
-from sthyper.journal import JOURNAL_VERSION, ExperimentJournal, read_journal
+from sthyper.constants import ST_TUNER_CREATION_TIMESTAMP, ST_TUNER_START_TIMESTAMP
+from sthyper.journal import JOURNAL_VERSION, ExperimentJournal, read_journal, write_journal
 from sthyper.paths import check_valid_name, name_from_base, sanitize_name
 from sthyper.schedulers.base import TrialScheduler
 
@@ -96,6 +96,9 @@ def open_journal(
 ) -> ExperimentJournal:
     """Open the journal of an experiment and write its first lines, or those of another session.
 
+    A new one is there with all its first lines or not at all: before them a folder holds no experiment, behind them one
+    that can be resumed.
+
     Args:
         folder: The experiment's folder, called like the experiment.
         metadata: Its metadata.
@@ -105,17 +108,19 @@ def open_journal(
         traits: What the bookkeeping of trials depends on; see :func:`sthyper._tuning.adoption.scheduler_traits`.
         guard: Called before each write.
     """
-    if new and not has_begun(folder):
-        (folder / ST_JOURNAL_FILENAME).unlink(missing_ok=True)
-    journal = ExperimentJournal(folder, guard=guard)
     now = time.time()
-    if new:
-        journal.append({"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now})
-        journal.append({"type": "metadata", "metadata": metadata})
     rest = {} if traits is None else {"scheduler": dict(traits)}
     head = {"type": "session", "pid": os.getpid(), "host": socket.gethostname(), "machine": machine()}
-    journal.append({**head, "n_workers": n_workers, "seed": seed, "time": now, **rest})
-    return journal
+    session = {**head, "n_workers": n_workers, "seed": seed, "time": now, **rest}
+    if not new:
+        journal = ExperimentJournal(folder, guard=guard)
+        journal.append(session)
+        return journal
+    first = {"type": "journal", "version": JOURNAL_VERSION, "name": folder.name, "created": now}
+    if guard is not None:
+        guard()
+    write_journal(folder, [first, {"type": "metadata", "metadata": metadata}, session])
+    return ExperimentJournal(folder, guard=guard)
 
 
 def objective_of(scheduler: TrialScheduler) -> dict[str, Any]:

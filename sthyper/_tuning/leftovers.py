@@ -23,7 +23,14 @@ from sthyper.backend._processes import (
     snapshot,
     start_time,
 )
-from sthyper.constants import ENV_TRIAL_DIR, ENV_TRIALS_DIR, ST_LOCK_FILENAME
+from sthyper.checkpoints import copying_folder, remove_checkpoint
+from sthyper.constants import (
+    ENV_TRIAL_DIR,
+    ENV_TRIALS_DIR,
+    ST_CHECKPOINTS_DIRNAME,
+    ST_CONFIG_FILENAME,
+    ST_LOCK_FILENAME,
+)
 
 __all__ = ["delete_leftovers", "end_leftovers"]
 
@@ -31,19 +38,28 @@ logger = logging.getLogger(__name__)
 
 TERM_SECONDS = 2.0
 KILL_SECONDS = 5.0
+_LEFT_IN_TRIALS = (
+    f"{ST_CONFIG_FILENAME}.*.tmp",
+    "run_trial.py.*.tmp",
+    copying_folder(Path(ST_CHECKPOINTS_DIRNAME)).name,
+)
 ROUNDS = 3
 """Looks for what was started while others were ended."""
 
 
-def delete_leftovers(folder: Path) -> None:
+def delete_leftovers(folder: Path, trials: Path) -> None:
     """Delete files that were not complete when their writer was killed; those of locks are the lock's business.
 
     Args:
         folder: The experiment's folder, of which the caller holds the lock.
+        trials: Folder of the trials; of what is in theirs only the tuner's own files are looked at.
     """
     for path in folder.glob("*.tmp"):
         if not path.name.startswith(f"{ST_LOCK_FILENAME}."):
             path.unlink(missing_ok=True)
+    for pattern in _LEFT_IN_TRIALS:
+        for path in trials.glob(f"*/{pattern}"):
+            remove_checkpoint(path)
 
 
 def end_leftovers(trials: Path, records: Iterable[Mapping[str, Any]]) -> int:

@@ -43,7 +43,7 @@ class TuningLoop:
         self.interrupt: str | None = None
         self.abandoned = False
         self.suggestions = Suggestions(state)
-        self._outcomes = Outcomes(state, restart=self.suggestions.restart)
+        self._outcomes = Outcomes(state, self.suggestions.restart, next_source=self.suggestions.next_source)
         self._room = RoomWatch(state, leaves=lambda: self.abandoned or self.interrupt is not None)
         state.backend.keep_trying = self._room.keep_trying
 

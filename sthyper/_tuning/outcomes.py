@@ -48,12 +48,18 @@ class Outcomes:
     Args:
         state: The experiment.
         restart: Starts the next run of a trial.
+        next_source: Returns the trial from whose checkpoint a suggested trial will start, ``None`` if there is none.
     """
 
-    def __init__(self, state: ExperimentState, restart: Callable[[TrialRecord, Cause], None]) -> None:
+    def __init__(
+        self,
+        state: ExperimentState,
+        restart: Callable[[TrialRecord, Cause], None],
+        next_source: Callable[[], int | None],
+    ) -> None:
         self.state = state
         self._restart = restart
-        self._final_checkpoints = FinalCheckpoints(state.backend, state.scheduler)
+        self._final_checkpoints = FinalCheckpoints(state, next_source)
         self._failures = 0
         self._first_failure = ""
         self._out_of_memory = 0
@@ -277,8 +283,7 @@ class Outcomes:
         )
         self._tell_scheduler_of_end(record, status)
         self._show_end(record, status, reason)
-        if not by_tuner and status != Status.paused:
-            self._final_checkpoints.on_final_end(event.trial_id)
+        self._final_checkpoints.on_end(event.trial_id, final=not by_tuner and status != Status.paused)
         if status == Status.failed:
             self._count_failure(record, reason or "unknown", tail)
         else:

@@ -76,6 +76,10 @@ class Suggestions:
         """Whether a suggestion is being computed, or waits for its trial's processes to end."""
         return self._future is not None or bool(self._held)
 
+    def next_source(self) -> int | None:
+        """Return the trial from whose checkpoint the one that is kept back will start, ``None`` if there is none."""
+        return None if self.kept_back is None else self.kept_back.checkpoint_trial_id
+
     def trial_ended(self) -> None:
         """Ask the scheduler again, even if it had nothing to suggest: a paused trial may be promoted now."""
         self._ends += 1

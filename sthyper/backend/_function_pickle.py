@@ -155,8 +155,9 @@ def pickle_function(tuned: TunedFunction) -> tuple[bytes, Needs]:
 def write_private(path: Path, data: bytes) -> str:
     """Write a file that only this user can read, and return its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{path.name}.*.tmp"):  # by a tuner that was killed
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)

@@ -44,7 +44,7 @@ class InlineRunner:
         self._timeouts = timeouts
         self._function = function
         self._jobs: queue.SimpleQueue[RunSpec | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[TrialEvent | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[TrialEvent | RunState | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._state: RunState | None = None
         self._next: RunSpec | None = None
@@ -117,8 +117,7 @@ class InlineRunner:
                 file.write(text)
             print(text, file=sys.stderr, end="")
         finally:
-            status, reason, tail = classify_end(state)
-            self._events.put(EndEvent(spec.trial_id, spec.run, status, reason, state.code, tail))
+            self._events.put(state)
 
     def _run_as_main(self, spec: RunSpec) -> None:
         with _borrowed_process(spec, as_script=self._function is None):
@@ -176,6 +175,10 @@ class InlineRunner:
             event = self._events.get(timeout=timeout)
         except queue.Empty:
             return []
+        if isinstance(event, RunState):
+            # Not in the trial's thread: the order that belongs to its last answer may come after its end.
+            status, reason, tail = classify_end(event)
+            event = EndEvent(event.spec.trial_id, event.spec.run, status, reason, event.code, tail)
         return [] if event is None else [event]
 
 

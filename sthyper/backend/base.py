@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sthyper._describe import Described
-from sthyper.checkpoints import copy_checkpoints
+from sthyper.checkpoints import copy_checkpoints, copying_folder
 from sthyper.constants import ST_CHECKPOINTS_DIRNAME, ST_STDERR_FILENAME, ST_STDOUT_FILENAME
 from sthyper.trial import SchedulerDecision, Status, Trial, trial_seed
 
@@ -325,9 +325,9 @@ class TrialBackend(Described, ABC):
             )
 
     def delete_checkpoint(self, trial_id: int) -> None:
-        """Delete the checkpoints of a trial, those set aside too (nothing happens if there are none)."""
+        """Delete the checkpoints of a trial, those set aside too; nothing happens if there are none."""
         folder = self.checkpoint_trial_path(trial_id)
-        for path in (folder, *folder.parent.glob(f"{folder.name}.aside-*")):
+        for path in (folder, copying_folder(folder), *folder.parent.glob(f"{folder.name}.aside-*")):
             shutil.rmtree(path, ignore_errors=True)
 
     def set_checkpoint_aside(self, trial_id: int) -> None:

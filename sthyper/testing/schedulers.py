@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from sthyper.config_space import Domain, choice, config_to_match_string, finrang
 from sthyper.errors import ReportError
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.testing._checks import check_config, check_plain, copies_of_state, global_generators_untouched
-from sthyper.testing.simulation import Curve, SimulatedEvent, TrialSimulation, drive, toy_curve
+from sthyper.testing.simulation import Curve, SimulatedEvent, TrialSimulation, drive, toy_curve, toy_fraction
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion
 
 __all__ = ["SchedulerConformance"]
@@ -115,6 +116,26 @@ class SchedulerConformance(ABC):
             assert not (event.kind == "resume" and event.trial_id in hopeless), (
                 f"trial {event.trial_id} was resumed, though all its values are NaN or infinite"
             )
+
+    def test_checkpoints_that_are_let_go_are_never_needed(self) -> None:
+        # The simulation fails when a trial is resumed or copied after that.
+        start = TrialSimulation(self.make_scheduler(self.config_space, 19), n_trials=1000, fails_at={3: 2, 8: 4})
+        base = start.curve = self._with_gaps(start.curve, 3)
+        for n_events in (10, 30, 70):
+            start.run(n_events)
+            state = start.scheduler.state_dict()
+            for name, change in (("worse", 9.0), ("better", -9.0), ("not finite", math.nan), ("alike", 0.0)):
+
+                def curve(config: dict[str, Any], resource: int, by: float = change) -> Mapping[str, Any]:
+                    return {metric: value + by for metric, value in base(config, resource).items()}
+
+                scheduler = self.make_scheduler(self.config_space, 19)
+                scheduler.load_state_dict(copy.deepcopy(state))
+                rest = start.fork(scheduler)
+                rest.curve = curve
+                rest.run(n_events + 120)
+                twice = {trial_id for trial_id in rest.named if rest.named.count(trial_id) > 1}
+                assert not twice, f"trials_checkpoints_can_be_removed() named {twice} twice (later values {name})"
 
     def test_a_report_without_the_metric_is_refused(self) -> None:
         scheduler = self.make_scheduler(self.config_space, 4)
@@ -271,7 +292,9 @@ class SchedulerConformance(ABC):
             second = self.make_scheduler(self.config_space, 16)
             tried = self._adopt(second, first)
             # Its suggestions suit the trials: none is resumed that is not paused.
-            later = first.fork(second).run(n_events + 60)[len(first.events) :]
+            rest = first.fork(second)
+            rest.let_go.clear()  # by the first one
+            later = rest.run(n_events + 60)[len(first.events) :]
             assert len(later) >= 20, f"nothing goes on after {n_events} events: {later}"
             started = [event.config for event in later if event.kind == "start"]
             for config in started:
@@ -334,6 +357,16 @@ class SchedulerConformance(ABC):
         check_plain(scheduler.state_dict())
 
     # ---- helpers -------------------------------------------------------------------------------------
+
+    def _with_gaps(self, base: Curve, every: int) -> Curve:
+        """Return a curve some of whose values, about one in ``every``, are not finite."""
+
+        def curve(config: dict[str, Any], resource: int) -> Mapping[str, Any]:
+            bad = toy_fraction([sorted(config.items()), resource, "bad"]) * every < 1
+            metrics = base(config, resource)
+            return dict.fromkeys(metrics, (math.nan, math.inf, -math.inf)[resource % 3]) if bad else metrics
+
+        return curve
 
     def _some(self, taken: list[_T]) -> list[_T]:
         """Return all, or ``n_positions`` of them, evenly spread, with the first and the last."""

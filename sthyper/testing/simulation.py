@@ -68,6 +68,10 @@ class TrialSimulation:
 
     Attributes:
         events: What happened so far.
+        let_go: Trials whose checkpoints nobody needs any more, as ``delete_checkpoints=True`` would delete them: they
+            ended for good, or the scheduler has named them. The simulation fails when it resumes one of them or starts
+            another from its checkpoint.
+        named: Those that the scheduler has named, in order.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class TrialSimulation:
         self.max_resource = max_resource or scheduler.max_resource_level or 9
         self.fails_at = dict(fails_at or {})
         self.events: list[SimulatedEvent] = []
+        self.let_go: set[int] = set()
+        self.named: list[int] = []
         self._runs: dict[int, _Run] = {}
         self._queue: list[tuple[float, int]] = []  # time of the next report, trial
         self._now = 0.0
@@ -111,6 +117,7 @@ class TrialSimulation:
         twin = copy.copy(self)
         twin.scheduler = scheduler
         twin.events = list(self.events)
+        twin.let_go, twin.named = set(self.let_go), list(self.named)
         twin._runs = copy.deepcopy(self._runs)
         twin._queue = list(self._queue)
         return twin
@@ -133,6 +140,11 @@ class TrialSimulation:
 
     def _start(self, trial_id: int, suggestion: TrialSuggestion) -> None:
         assert suggestion.config is not None
+        if suggestion.checkpoint_trial_id in self.let_go:
+            raise AssertionError(
+                f"the scheduler wants to start trial {trial_id} from the checkpoint of trial "
+                f"{suggestion.checkpoint_trial_id}, which is let go; see TrialScheduler.may_copy_checkpoint"
+            )
         config = self._full(suggestion.config)
         trial = Trial(trial_id, config, creation_time=datetime(2020, 1, 1))
         self._runs[trial_id] = _Run(trial)
@@ -145,6 +157,10 @@ class TrialSimulation:
         run = self._runs.get(suggestion.checkpoint_trial_id)
         if run is None or not run.paused:
             raise AssertionError(f"the scheduler wants to {suggestion}, which is not paused")
+        if run.trial.trial_id in self.let_go:
+            raise AssertionError(
+                f"the scheduler wants to {suggestion}, which trials_checkpoints_can_be_removed() has named before"
+            )
         run.paused = False
         if suggestion.config is not None:
             run.trial.config = self._full({**run.trial.config, **suggestion.config})
@@ -174,6 +190,7 @@ class TrialSimulation:
             self.events.append(SimulatedEvent("error", trial.trial_id, run.resource))
             self._asking = True
             self.scheduler.on_trial_error(trial)
+            self._let_go(trial.trial_id, final=True)
             return
         result = {**self.curve(trial.config, resource), self.scheduler.resource_attr or "epoch": resource}
         decision = self.scheduler.on_trial_result(trial, result)
@@ -189,6 +206,7 @@ class TrialSimulation:
             return
         run.paused = answer == SchedulerDecision.PAUSE
         self.scheduler.on_trial_remove(trial)
+        self._let_go(trial.trial_id, final=not run.paused)
 
     def _answer(self, decision: str, resource: int) -> str:
         at_maximum = resource == self.scheduler.max_resource_level
@@ -201,6 +219,16 @@ class TrialSimulation:
         self.events.append(SimulatedEvent("complete", run.trial.trial_id, run.resource))
         self._asking = True
         self.scheduler.on_trial_complete(run.trial, run.last_result)
+        self._let_go(run.trial.trial_id, final=True)
+
+    def _let_go(self, trial_id: int, final: bool) -> None:
+        if final and not self.scheduler.may_copy_checkpoint(trial_id):
+            self.let_go.add(trial_id)
+        for named in self.scheduler.trials_checkpoints_can_be_removed():
+            if named not in self._runs:
+                raise AssertionError(f"trials_checkpoints_can_be_removed() names trial {named}, which never started")
+            self.named.append(named)
+            self.let_go.add(named)
 
 
 def drive(

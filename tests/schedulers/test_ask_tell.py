@@ -81,6 +81,9 @@ class Erratic(TrialScheduler):
         source = int(self.generator.integers(trial_id)) if trial_id and self.generator.random() < 0.3 else None
         return TrialSuggestion.start_suggestion(config, source)
 
+    def may_copy_checkpoint(self, trial_id: int) -> bool:
+        return True
+
     def on_trial_add(self, trial: Trial) -> None:
         self._note("add", trial)
 
