@@ -217,7 +217,9 @@ class ExperimentLock:
             with contextlib.suppress(OSError):
                 os.link(aside, self.path)
         else:
-            logger.warning("the lock of %s is taken over", _name(holder))
+            # Whether a process of this machine lives is known; of another one there is only its silence.
+            level = logging.INFO if _is_here(holder) else logging.WARNING
+            logger.log(level, "the lock of %s is taken over", _name(holder))
         aside.unlink(missing_ok=True)
 
     def _delete_leftovers(self, mine: Path) -> None:

@@ -29,6 +29,7 @@ from sthyper._tuning.checks import (
 from sthyper._tuning.identity import has_begun, make_metadata, make_name, objective_of, open_journal
 from sthyper._tuning.leftovers import delete_leftovers, end_leftovers
 from sthyper._tuning.loop import TuningLoop
+from sthyper._tuning.narration import log_begin
 from sthyper._tuning.parts import describe_parts, read_parts, rebuild_parts, write_parts
 from sthyper._tuning.past import Past, read_past
 from sthyper._tuning.recorded import MadeLines
@@ -454,6 +455,7 @@ class Tuner:
             if self._loop is None:
                 self._loop = self._make_loop(self.journal)
             self._loop.use_journal(self.journal, self._lock.check)
+            log_begin(self.tuner_path, self.scheduler, self.trial_backend, self.n_workers)
             if past is not None:
                 self._loop.state.fresh = self._fresh
                 go_on(self._loop, past, self._made, later)
@@ -644,7 +646,7 @@ class Tuner:
 
     def _write_end(self, reason: str, finished: bool = False) -> None:
         assert self.journal is not None
-        logger.info("tuning ended: %s", reason)
+        logger.info("tuning ended: %s; %s", reason, self.tuning_status.summary())
         self.journal.append({"type": "end", "reason": reason, "finished": finished, "tuner_time": self._time()})
 
     def _tell_end(self) -> None:

@@ -115,7 +115,6 @@ class TuningLoop:
         if not state.steering.close_unless_enqueued():
             return False
         state.end_reason = reason
-        logger.info("all trials have ended: %s", reason)
         return True
 
     def use_journal(self, journal: ExperimentJournal, guard: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sthyper._checkpoints import resumed_from
 from sthyper._tuning.final_checkpoints import FinalCheckpoints
+from sthyper._tuning.narration import log_end
 from sthyper._tuning.room import more_room
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import (
@@ -212,7 +213,6 @@ class Outcomes:
             self.state.scheduler.on_trial_remove(trial)
 
     def _bad_report(self, event: ReportEvent, record: TrialRecord, message: str) -> None:
-        logger.error("trial %d: %s", event.trial_id, message)
         self._answer(event, SchedulerDecision.STOP, None, counted=False)
         record.bad_report = message
         self._carry_out(record, SchedulerDecision.STOP, event.metrics)
@@ -361,7 +361,7 @@ class Outcomes:
             self.state.scheduler.on_trial_error(trial)
 
     def _show_end(self, record: TrialRecord, status: Status, reason: str | None) -> None:
-        logger.info("trial %d: %s%s", record.trial.trial_id, status.value, f" ({reason})" if reason else "")
+        log_end(self.state, record, status, reason)
         progress = self.state.progress
         if progress is None:
             return
@@ -384,16 +384,16 @@ class Outcomes:
                         f"needs or n_workers={self.state.options.n_workers}. The last one wrote:\n{tail}"
                     )
                 )
-            if not self.state.options.count_out_of_memory:
-                return
         else:
             self._ended_otherwise = True
-        self._failures += 1
-        message = f"Trial - {trial_id} failed: {reason}"
+        message = f"failed: {reason}"
         if tail and tail not in reason:
             message += f"\nThe last lines of {self.state.backend.trial_path(trial_id) / ST_STDERR_FILENAME}:\n{tail}"
-        self._first_failure = self._first_failure or message
-        logger.warning("%s", message)
+        logger.warning("trial %d %s", trial_id, message)
+        if reason == OUT_OF_MEMORY and not self.state.options.count_out_of_memory:
+            return
+        self._failures += 1
+        self._first_failure = self._first_failure or f"Trial - {trial_id} {message}"
         if self._failures > self.state.options.max_failures:
             self._fail(
                 TrialFailed(

@@ -226,7 +226,7 @@ def _pick_up(loop: TuningLoop) -> None:
     again = [(record, record.owed) for record in state.records.values() if record.owed is not None]
     loop.go_on(again)
     logger.info(
-        "resumed: %d trials so far, %d of them are run again, %d may be running still",
+        "the experiment goes on: %d trials so far, %d of them run again, %d may be running still",
         len(state.records),
         len(again),
         going_on,

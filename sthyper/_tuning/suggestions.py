@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
+from sthyper._tuning.narration import log_again, log_resumed, log_started
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import Cause, TrialRecord
 from sthyper.backend.base import trial_seed
@@ -18,8 +18,6 @@ from sthyper.stopping_criterion import StoppingCriterion
 from sthyper.trial import Status, TrialSuggestion, copied
 
 __all__ = ["Suggestions"]
-
-logger = logging.getLogger(__name__)
 
 
 class Suggestions:
@@ -312,7 +310,7 @@ class Suggestions:
             callback.on_start_trial(trial)
         if self.state.progress is not None:
             self.state.progress.trial_started(trial, record.milestone)
-        logger.info("trial %d started with %s", trial_id, full)
+        log_started(self.state, record, suggestion.checkpoint_trial_id)
 
     def _resume(self, suggestion: TrialSuggestion) -> None:
         trial_id = suggestion.checkpoint_trial_id
@@ -335,11 +333,11 @@ class Suggestions:
             callback.on_resume_trial(record.trial)
         if self.state.progress is not None:
             self.state.progress.trial_resumed(record.trial, record.milestone)
-        logger.info("trial %d resumed", trial_id)
+        log_resumed(self.state, record)
 
     def restart(self, record: TrialRecord, cause: Cause) -> None:
         """Run a trial again whose run ended before its time."""
-        logger.warning("trial %d is run again (%s)", record.trial.trial_id, cause.value)
+        log_again(self.state, record, cause)
         full, record.trial.config = record.trial.config, record.script_config
         if record.counted == 0 and self.state.scheduler.progress_attr is not None:
             # A checkpoint that was written before its first report would skip that, if trials report how far they are.

@@ -76,7 +76,8 @@ def add_experiments(
             steering.add_evaluation(config, usable)
             taken += 1
             results += len(usable)
-    logger.info("warm start: %d results of %d configurations", results, taken)
+    if seen:
+        logger.info("warm start: %d results of %d configurations", results, taken)
     if skipped or (seen and not taken):
         detail = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
         which = f" ({', '.join(name for name, _ in names.most_common(5))})" if names else ""
