@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sthyper._syncing import sync_folder
+from sthyper.checkpoints import INDEX_NAME
 from sthyper.constants import ENV_LAST_RESOURCE, ENV_OBJECTIVE, ENV_RUN, ENV_TRIAL_ID
 from sthyper.paths import is_plain_name
 
-__all__ = ["StatefulObject", "TorchCheckpoints", "last_reported_resource", "note_resumed", "resumed_from"]
+__all__ = [
+    "StatefulObject",
+    "TorchCheckpoints",
+    "holds_first_only",
+    "last_reported_resource",
+    "note_resumed",
+    "resumed_from",
+]
 
 _RESOURCE = "st_resource"
 _TRIAL = "st_trial_id"
@@ -96,6 +104,19 @@ def resumed_from(folder: str | Path, trial_id: int, run: int) -> float | None:
         return float(note["resource"]) if (note["trial_id"], note["run"]) == (trial_id, run) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def holds_first_only(folder: str | Path) -> bool:
+    """Whether a folder holds one checkpoint: the first one, where at least the last two are kept.
+
+    Args:
+        folder: Folder of a trial's checkpoints; need not exist.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return sum(name != INDEX_NAME and name[0] != "." and not name.endswith(".tmp") for name in names) == 1
 
 
 class TorchCheckpoints:

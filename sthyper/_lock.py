@@ -203,9 +203,7 @@ class ExperimentLock:
             return
         holder = found[0]
         if _runs(holder) if _is_here(holder) else found != watched:
-            raise ExperimentError(
-                f"{self.path.parent} is run by {_name(holder)}; wait until it has ended, or choose another tuner_name"
-            )
+            raise ExperimentError(f"{self.path.parent} is run by {_name(holder)}; wait until it has ended")
         aside = self.path.with_name(f"{self.path.name}.{self._token[:8]}.stale")
         try:
             os.rename(self.path, aside)

@@ -292,7 +292,7 @@ def load_experiment(
     Raises:
         ExperimentError: If the tuner cannot be loaded.
         FileNotFoundError: If there is no such experiment; the message names the closest one.
-        TypeError: If ``load_tuner`` is no bool.
+        TypeError: If ``load_tuner`` is no bool, or ``tuner_name`` neither a name nor a path.
     """
     if not isinstance(load_tuner, bool):
         raise TypeError(f"load_tuner must be True or False, got {load_tuner!r}")
@@ -346,6 +346,8 @@ def list_experiments(
 
 
 def _find(tuner_name: str | Path, root: Path) -> Path:
+    if not isinstance(tuner_name, str | os.PathLike):
+        raise TypeError(f"tuner_name must be the name or the path of an experiment, got {tuner_name!r}")
     name = os.fspath(tuner_name)
     if not name:
         raise ValueError("tuner_name must not be empty")

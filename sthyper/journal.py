@@ -27,6 +27,7 @@ __all__ = [
     "cut_damage",
     "read_journal",
     "read_journal_from",
+    "was_cut",
     "write_atomically",
     "write_journal",
 ]
@@ -300,14 +301,27 @@ def cut_damage(path: str | Path) -> Path | None:
         n = 0
         while (kept := path.with_name(f"{path.name}.damaged-{n}")).exists():
             n += 1
-        with open(path, "rb") as source, open(kept, "xb") as target:
-            shutil.copyfileobj(source, target)
-            target.flush()
-            os.fsync(target.fileno())
+        try:
+            with open(path, "rb") as source, open(kept, "xb") as target:
+                shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(target.fileno())
+        except OSError:
+            kept.unlink(missing_ok=True)  # half a copy helps nobody, and takes room
+            raise
         os.truncate(path, end)
         logger.warning("%s; the record ends before it now, the whole file is kept as %s", damage, kept)
         return kept
     return None
+
+
+def was_cut(path: str | Path) -> bool:
+    """Whether :func:`cut_damage` has ever cut something off a journal: trials may be ahead of it then.
+
+    Args:
+        path: The journal or its folder.
+    """
+    return _journal_file(path).with_name(f"{ST_JOURNAL_FILENAME}.damaged-0").exists()
 
 
 def _read(path: Path, position: JournalPosition) -> Iterator[tuple[dict[str, Any], JournalPosition]]:

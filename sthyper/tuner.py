@@ -30,7 +30,7 @@ from sthyper._tuning.identity import has_begun, make_metadata, make_name, object
 from sthyper._tuning.leftovers import delete_leftovers, end_leftovers
 from sthyper._tuning.loop import TuningLoop
 from sthyper._tuning.narration import log_begin
-from sthyper._tuning.parts import describe_parts, read_parts, rebuild_parts, write_parts
+from sthyper._tuning.parts import describe_parts, read_parts_or_take, rebuild_parts, write_parts
 from sthyper._tuning.past import Past, read_past
 from sthyper._tuning.recorded import MadeLines
 from sthyper._tuning.resuming import go_on, look_back, read_identity, repair_hint
@@ -290,6 +290,10 @@ class Tuner:
             ValueError: If its journal is of a newer version, or an argument has no effect.
         """
         check_switches(drop=drop, force=force, repair_journal=repair_journal)
+        if not isinstance(path_or_name, str | os.PathLike):
+            raise TypeError(f"path_or_name must be the name or the path of an experiment, got {path_or_name!r}")
+        if not os.fspath(path_or_name):
+            raise ValueError("path_or_name must not be empty")
         changes = Changes(config_space, new_defaults, drop, force)
         from sthyper.experiment import load_experiment
 
@@ -310,7 +314,7 @@ class Tuner:
         """Return a tuner that goes on with an experiment, its arguments those of the record but for those given."""
         with repair_hint():
             seed, metadata = read_identity(folder, strict=not repair_journal)
-            parts = read_parts(folder)
+            parts = read_parts_or_take(folder, given)
             plan = plan_resume(folder, parts, given.get("scheduler"), changes or Changes(), strict=not repair_journal)
         if plan.scheduler is not None:
             given = {**given, "scheduler": plan.scheduler}
@@ -429,12 +433,12 @@ class Tuner:
             if self._repairs:
                 cut_damage(self.tuner_path)
             trials = (self.trial_backend_path or self.tuner_path) / ST_TRIALS_DIRNAME
-            past, later = self._past, []
+            past, later = self._past, None
             if past is not None:
                 later = past.read_on()
                 self._time_before = past.tuner_time
                 if not self.trial_backend.outlives_tuner:
-                    end_leftovers(trials, past.kept + past.records)
+                    end_leftovers(trials, past.processes())
             delete_leftovers(self.tuner_path, trials)
             self.trial_backend.open(self._context())
             self._clock.start_of_time()
@@ -458,8 +462,8 @@ class Tuner:
             log_begin(self.tuner_path, self.scheduler, self.trial_backend, self.n_workers)
             if past is not None:
                 self._loop.state.fresh = self._fresh
+                assert later is not None
                 go_on(self._loop, past, self._made, later)
-                past.forget()
                 # Only now it is certain that they suit the record, or the journal says from where on they do.
                 write_parts(self.tuner_path, self._described)
                 self._loop.state.fresh = self._fresh = None
@@ -630,12 +634,14 @@ class Tuner:
         for trial_id, record in running.items():
             record.trial.end_reason = "interrupted"
             self.tuning_status.set_status(trial_id, Status.stopped, by_tuner=True)
+        amid = self._loop.state.amid
         try:
-            for trial_id, record in running.items():
+            # What failed in the middle of something is taken up there by a resumed tuner, as after a kill.
+            for trial_id, record in () if amid else running.items():
                 line = {"type": "status", "trial_id": trial_id, "run": record.run, "status": "Stopped"}
                 line |= {"reason": "interrupted", "exit_code": None, "tuner_time": self._time()}
                 self.journal.append(line)
-            self._steering.close(self.journal)
+            self._steering.close(None if amid else self.journal)
             self._write_end(f"{type(error).__name__}: {error}")
         except LockLost as failure:
             logger.error("nothing is written any more: %s", failure)

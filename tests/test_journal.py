@@ -124,6 +124,23 @@ def test_a_damaged_journal_is_read_as_far_as_it_is_good(
     assert path.read_bytes() == before
 
 
+def test_a_copy_that_does_not_fit_is_no_copy(tmp_path: Path) -> None:
+    path = write(tmp_path / "journal.jsonl", line(1), *(line(n) for n in range(2, 400)), DAMAGES["zeros"], line(4))
+    before = path.read_bytes()
+    program = (
+        "import resource, signal, sys\n"
+        "from sthyper.journal import cut_damage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "cut_damage(sys.argv[1])\n"
+    )
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=50)
+        assert "File too large" in run.stderr
+        assert [p.name for p in tmp_path.iterdir()] == ["journal.jsonl"]
+        assert path.read_bytes() == before
+
+
 def test_zeros_at_the_end_are_a_torn_line(tmp_path: Path) -> None:
     path = write(tmp_path / "journal.jsonl", line(1), b'{"type": "x"' + b"\0" * 5000)
     assert numbers(path) == [1]
@@ -277,6 +294,55 @@ def test_a_damaged_experiment_goes_on_where_it_is_good_once_one_says_so(
     assert {trial.status for trial in result.trials.values()} <= {"Completed", "Stopped"}
     assert list(experiment.glob("trials/*/checkpoints.aside-0"))
     # It is whole again.
+    assert Tuner.resume("damaged").run().results.equals(result.results)
+
+
+# One checkpoint, which the training goes on from whatever the tuner knows of it.
+OWN_CHECKPOINT = """
+import argparse
+from pathlib import Path
+from sthyper import Reporter
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--x", type=float)
+parser.add_argument("--epochs", type=int)
+args = parser.parse_args()
+report = Reporter()
+done = Path(report.checkpoint_dir) / "done.txt"
+done.parent.mkdir(exist_ok=True)
+for epoch in range(int(done.read_text()) + 1 if done.exists() else 1, args.epochs + 1):
+    done.write_text(str(epoch))
+    report(epoch=epoch, loss=args.x + 1 / epoch)
+"""
+
+
+def test_a_paused_trial_that_had_gone_further_than_the_good_part_says_is_trained_again(
+    tmp_path: Path, experiment_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scheduler() -> TrialScheduler:
+        space = {"x": uniform(0.0, 1.0), "epochs": 4}
+        return ASHA(
+            space, metric="loss", type="promotion", max_resource_attr="epochs", reduction_factor=2, random_seed=3
+        )
+
+    script = tmp_path / "train.py"
+    script.write_text(OWN_CHECKPOINT)
+    criterion = StoppingCriterion(max_num_trials_started=8)
+    whole = Tuner(LocalBackend(script), scheduler(), criterion, 1, tuner_name="damaged", suffix_tuner_name=False).run()
+    reports = whole.results.groupby("trial_id")["epoch"].apply(list).to_dict()
+    assert [1, 2, 3, 4] in reports.values()
+    records = list(read_journal(whole.path))
+    # The last resume of a trial that has come to the end: the good part says that it is paused.
+    number, first = next(
+        (number, record["trial_id"])
+        for number, record in enumerate(records, start=1)
+        if record["type"] == "resume" and record["milestone"] == 4
+    )
+    damage(whole.path, number)
+    result = Tuner.resume("damaged", repair_journal=True).run()
+    assert result.results.groupby("trial_id")["epoch"].apply(list).to_dict() == reports
+    assert f"trial {first} runs again: its checkpoint was ahead of its last report, it begins anew" in caplog.text
+    assert replay(whole.path, scheduler()) == []
     assert Tuner.resume("damaged").run().results.equals(result.results)
 
 

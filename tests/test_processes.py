@@ -444,6 +444,21 @@ def test_silent_trials_end_as_hung(write: Callable[..., Path]) -> None:
     assert [experiment.trials[i].end_reason for i in range(3)] == ["hung", "hung", None]
 
 
+def test_a_first_report_counts_however_quick_it_is(write: Callable[..., Path]) -> None:
+    script = write("""
+        import time
+        from sthyper import Reporter
+        report = Reporter()
+        report(loss=1.0)
+        time.sleep(1.4)
+        report(loss=2.0)
+    """)
+    tuner = make_tuner(script, random_search(), n_workers=16, n_trials=32, backend={"first_report_timeout": 1.0})
+    experiment = tuner.run()
+    assert {trial.end_reason for trial in experiment.trials.values()} == {None}
+    assert len(experiment.results) == 64
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sthyper import load_experiment
+from sthyper import StoppingCriterion, Tuner, load_experiment
 from sthyper.backend import ExperimentContext, RemoteBackend, RunningTrial
 from sthyper.baselines import ASHA, RandomSearch
 from sthyper.config_space import randint, uniform
@@ -478,6 +479,42 @@ class Idle(DetachedBackend):
         pass
 
 
+class Unwilling(DetachedBackend):
+    """Cannot end its first trial."""
+
+    def _terminate(self, trial_id: int, place: dict[str, Any], force: bool) -> None:
+        if trial_id == 0:
+            raise RuntimeError("the door is locked")
+        super()._terminate(trial_id, place, force)
+
+
+def test_the_end_of_others_does_not_depend_on_one_that_cannot_be_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    backend = Unwilling(str(script))
+    backend.set_path(tmp_path)
+    backend.open(ExperimentContext(n_workers=2, seed=0))
+    try:
+        for _ in range(2):
+            backend.start_trial({})
+        end = time.monotonic() + 20
+        while len(backend.children) < 2 and time.monotonic() < end:
+            backend.events(0.05)
+        backend.close(wait=False)
+        first, second = backend.children.values()
+        assert second.wait(20) == -signal.SIGKILL
+        assert first.poll() is None
+        assert "trial 0 cannot be ended" in caplog.text
+        backend.close()  # nothing is open any more
+    finally:
+        for child in backend.children.values():
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
 def opened(folder: Path, **options: Any) -> Idle:
     backend = Idle("none.py", **options)
     backend.set_path(folder)
@@ -555,6 +592,8 @@ def test_a_wrong_token_is_refused_after_a_resume_too(tmp_path: Path) -> None:
     [
         ("channel", "unix", ValueError, "channel='unix' reaches processes of this machine only"),
         ("channel", "tcp:nowhere", ValueError, "channel must be"),
+        ("channel", "tcp:0.0.0.0:5000", ValueError, "channel='tcp:0.0.0.0:5000' names no machine"),
+        ("channel", "tcp:[::]:0", ValueError, r"channel='tcp:\[::\]:0' names no machine"),
         ("reconnect_grace", -1.0, ValueError, "reconnect_grace must be a finite number of seconds >= 0, got -1.0"),
         ("reconnect_grace", float("inf"), ValueError, "reconnect_grace must be a finite number"),
         ("reconnect_grace", "10", TypeError, "reconnect_grace must be a number of seconds, got '10'"),
@@ -566,6 +605,46 @@ def test_a_wrong_token_is_refused_after_a_resume_too(tmp_path: Path) -> None:
 def test_arguments_are_checked(argument: str, value: Any, kind: type[Exception], match: str) -> None:
     with pytest.raises(kind, match=match):
         Idle("none.py", **{argument: value})
+
+
+class Limiting(RandomSearch):
+    """Lets no file grow from the moment on at which the second trial has been ordered, and is not in the journal."""
+
+    def on_trial_add(self, trial: Trial) -> None:
+        super().on_trial_add(trial)
+        if trial.trial_id == 1:
+            size = (Path(os.environ["STHYPER_FOLDER"]) / "away" / "journal.jsonl").stat().st_size
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            threading.Timer(1.5, resource.setrlimit, (resource.RLIMIT_FSIZE, (hard, hard))).start()
+
+
+class Watching(DetachedBackend):
+    """Notes of which trials the journal had the start when they were submitted."""
+
+    def __init__(self, script: str, **options: Any) -> None:
+        super().__init__(script, **options)
+        self.recorded: list[bool] = []
+
+    def _submit(self, trial: Trial, run: int, environment: dict[str, str]) -> dict[str, Any]:
+        assert self.path is not None
+        records = read_journal(self.path)
+        self.recorded.append(any(r["type"] == "start" and r["trial_id"] == trial.trial_id for r in records))
+        return super()._submit(trial, run, environment)
+
+
+def test_no_trial_is_submitted_whose_start_could_not_be_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN.replace("{pace}", "0.01"))
+    backend = Watching(str(script))
+    search = Limiting(SPACE, metric="loss", random_seed=5)
+    criterion = StoppingCriterion(max_num_trials_started=3)
+    tuner = Tuner(backend, search, criterion, n_workers=2, tuner_name="away", suffix_tuner_name=False, callbacks=[])
+    tuner.run()
+    assert "No trial is started and no report answered" in caplog.text
+    assert backend.recorded == [True] * 3
 
 
 def test_recorded_answers_are_given_again_and_nothing_else(tmp_path: Path) -> None:

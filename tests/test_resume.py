@@ -308,7 +308,7 @@ def test_a_scheduler_of_another_kind_is_found_out(train: Path) -> None:
     tuner = make(train)
     tuner.run()
     other = ASHA(SPACE, metric="loss", type="promotion", max_resource_attr="epochs", reduction_factor=2, random_seed=6)
-    with pytest.raises(ExperimentError, match=r"line \d+: .* made with the same arguments as before"):
+    with pytest.raises(ExperimentError, match=r"line \d+: .* made with the same arguments as before.*force=True"):
         Tuner.resume(tuner.name, scheduler=other).run()
 
 
@@ -541,6 +541,18 @@ def test_auto_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert done.stdout.split() == [folder.name, "4"]
 
 
+@pytest.mark.parametrize("journal", ["", '{"type":"journal","version":1,"name":"line","created":1.0}\n'])
+def test_an_experiment_that_never_began_is_none_to_go_on_with(tmp_path: Path, journal: str) -> None:
+    first = interrupted(tmp_path)
+    newer = first.path.with_name("line-2100-01-01-00-00-00-000")
+    newer.mkdir()
+    shutil.copy(first.path / "tuner.json", newer)
+    (newer / "journal.jsonl").write_text(journal)
+    assert tune(stops_itself(tmp_path, 0), **ARGUMENTS, resume="auto").path == first.path
+    assert tune(stops_itself(tmp_path, 0), **{**ARGUMENTS, "max_trials": 7}, resume=True).path == first.path
+    assert sorted(path.name for path in newer.iterdir()) == ["journal.jsonl", "tuner.json"]
+
+
 def test_auto_begins_anew_where_something_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = interrupted(tmp_path, seed=5)
     other = stops_itself(tmp_path, 0)
@@ -611,6 +623,52 @@ def test_resume_is_checked(resume: Any, error: type[Exception], message: str) ->
         tune(square_of_x, **ARGUMENTS, resume=resume)
     with pytest.raises(ValueError, match="name='line' has no effect together with resume='other'"):
         tune(square_of_x, **ARGUMENTS, resume="other")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"version":1,"cwd":"/","arguments":{"n_workers":1}}'])
+def test_without_its_arguments_an_experiment_goes_on_with_those_given(train: Path, content: str | None) -> None:
+    tuner = make(train)
+    tuner.run()
+    undisturbed = make(train, trials=7).run()
+    file = tuner.tuner_path / "tuner.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    criterion = StoppingCriterion(max_num_trials_started=7)
+    said = "missing" if content is None else "damaged"
+    with pytest.raises(
+        ExperimentError, match=rf"tuner\.json is {said} .*pass trial_backend=\.\.\., scheduler=.*n_workers="
+    ):
+        Tuner.resume(tuner.name)
+    arguments: dict[str, Any] = {"stop_criterion": criterion, "n_workers": 1}
+    with pytest.raises(ExperimentError, match=r"pass trial_backend=\.\.\., scheduler=\.\.\., made"):
+        Tuner.resume(tuner.name, **arguments)
+    arguments |= {"trial_backend": LocalBackend(train, launch="inline"), "scheduler": scheduler("promotion")}
+    result = Tuner.resume(tuner.name, **arguments).run()
+    assert configs(result.path) == configs(undisturbed.path)
+    # The file is there again.
+    again = Tuner.resume(tuner.name, stop_criterion=StoppingCriterion(max_num_trials_started=8)).run()
+    assert len(again.trials) == 8
+
+
+def test_without_its_journal_an_experiment_cannot_go_on(train: Path) -> None:
+    tuner = make(train)
+    reports = len(tuner.run().results)
+    (tuner.tuner_path / "journal.jsonl").unlink()
+    for act in (Tuner.resume, Tuner.load):
+        with pytest.raises(ExperimentError, match=r"cannot be resumed: journal\.jsonl is missing there"):
+            act(tuner.name)
+    assert len(load_experiment(tuner.name).results) == reports
+
+
+def test_what_to_resume_is_checked() -> None:
+    for act in (Tuner.resume, Tuner.load):
+        with pytest.raises(TypeError, match="path_or_name must be the name or the path of an experiment, got 3"):
+            act(3)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="path_or_name must not be empty"):
+            act("")
+    with pytest.raises(TypeError, match="tuner_name must be the name or the path of an experiment, got None"):
+        load_experiment(None)  # type: ignore[arg-type]
 
 
 def test_load_deletes_no_checkpoint_and_a_resume_does(tmp_path: Path) -> None:

@@ -452,6 +452,7 @@ def test_trials_that_run_elsewhere_and_are_outside_are_ended(
     subprocess.run([sys.executable, str(launch), "resume"], check=True, timeout=60)
     trials = load_experiment(folder).trials
     assert trials[1].status == "Stopped"
+    assert trials[1].end_reason == "outside the configuration space"
     assert trials[1].num_results < EPOCHS
     for trial_id in (0, 2):  # they have not noticed anything
         assert runs(folder, trial_id) == [{"x": trials[trial_id].config["x"], "epochs": EPOCHS}]

@@ -349,6 +349,47 @@ def test_a_number_that_does_not_grow_is_no_progress(tmp_path: Path, monkeypatch:
     assert [epoch for epoch, run in trained(folder, 1) if run == 1] == [1, 2, 3, 4, 5, 6]
 
 
+# Saves before it reports, and keeps two checkpoints; is killed after ``DIE`` epochs in its first run.
+SAVES = """
+import os, signal, time
+from pathlib import Path
+from sthyper import Reporter
+
+report = Reporter()
+folder = Path(report.checkpoint_dir)
+found = sorted(int(path.name) for path in folder.iterdir())
+limit = report.last_resource
+begin = max((epoch for epoch in found if limit is None or epoch <= limit), default=0)
+for epoch in range(begin + 1, 7):
+    time.sleep(0.01)
+    with open(Path(report.trial_dir) / "trained.txt", "a") as log:
+        log.write(f"{epoch} {report.run}\\n")
+    (folder / str(epoch)).touch()
+    (folder / str(epoch - 2)).unlink(missing_ok=True)
+    if report.run == 0 and str(epoch) == os.environ["DIE"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if WHEN:
+        report(loss=report.config["x"] / epoch, **WHAT)
+"""
+
+
+@pytest.mark.parametrize(("each", "at"), [(True, 1), (False, 1), (False, 3)])
+def test_the_first_report_of_all_is_not_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: bool, at: int
+) -> None:
+    script = tmp_path / "train.py"
+    # One that reports at the end only need not train anything twice; but that is known after a second checkpoint only.
+    script.write_text(
+        SAVES.replace("WHEN", "True" if each else "epoch == 6").replace("WHAT", "{'epoch': epoch}" if each else "{}")
+    )
+    monkeypatch.setenv("DIE", str(at))
+    tuner = Tuner(LocalBackend(script), scheduler("random"), StoppingCriterion(max_num_trials_started=1), n_workers=1)
+    tuner.run()
+    assert next(epoch for epoch, run in trained(tuner.tuner_path, 0) if run == 1) == (1 if at == 1 else at + 1)
+    if each:
+        assert list(load_experiment(tuner.tuner_path).results.epoch) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_wrong_name_is_found_out() -> None:
     with pytest.raises(TypeError, match=r"progress_attr must be the name of a number in reports, or None, got 3"):
         RandomSearch(SPACE, metric="loss", progress_attr=3)  # type: ignore[arg-type]

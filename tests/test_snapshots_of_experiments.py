@@ -540,7 +540,7 @@ def test_they_take_a_hundredth_of_the_time() -> None:
     criterion = StoppingCriterion(max_wallclock_time=1.5)
     tuner = make("random", scheduler=search, stop_criterion=criterion, snapshot_interval=0.0)
     tuner.run()
-    assert 2 <= Heavy.taken <= 3  # the first, perhaps one more, and the one at the end
+    assert 1 <= Heavy.taken <= 3  # the first, perhaps one more, and the one at the end unless that takes too long
 
 
 def test_save_is_heard_at_the_next_quiet_moment() -> None:

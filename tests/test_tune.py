@@ -399,8 +399,8 @@ def test_debug_logs_to_stderr(tmp_path: Path) -> None:
     """
     done = run_python("-c", textwrap.dedent(code), cwd=tmp_path)
     assert done.stdout == ""
-    assert "trial 0 started with {'x': 0.5}" in done.stderr
-    assert "trial 0: Completed" in done.stderr
+    assert "trial 0 started: x=0.5" in done.stderr
+    assert "trial 0 completed with" in done.stderr
     assert done.stderr.count("trial 0 started") == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from sthyper._describe import NotDescribable, change_arguments, fingerprint, reb
 from sthyper._space.points import impute_points_to_evaluate
 from sthyper._tuning.adoption import FreshStart
 from sthyper._tuning.decisions import differences
+from sthyper._tuning.lines import JournalLines
 from sthyper._tuning.parts import describe_parts, rebuild_parts
 from sthyper._tuning.space_change import PastSpaces, SpaceMap, equal_spaces, plan_change, read_space_lines
 from sthyper.config_space import Domain, config_to_match_string
+from sthyper.constants import ST_JOURNAL_FILENAME
 from sthyper.errors import ConfigSpaceError, ExperimentError
-from sthyper.journal import read_journal
+from sthyper.journal import JournalPosition
 from sthyper.schedulers.base import TrialScheduler
 
 __all__ = ["Changes", "ResumePlan", "plan_resume"]
@@ -117,12 +119,10 @@ class _Planner:
         strict: bool,
     ) -> None:
         self.scheduler = scheduler
-        self._folder = folder
         self._described = described
         self._past = past
         self._marks = marks
-        self._strict = strict
-        self._records: list[dict[str, Any]] = []
+        self._records = JournalLines(folder / ST_JOURNAL_FILENAME, JournalPosition(), strict=strict)
 
     def plan(self, changes: Changes) -> FreshStart | None:
         """Return why a fresh scheduler is needed, ``None`` if none is."""
@@ -130,7 +130,7 @@ class _Planner:
         space = recorded
         defaults: dict[str, Any] = {}
         if changes.config_space is not None:
-            configs = list(_configs(self._all_records()).values())
+            configs = list(_configs(self._records).values())
             space, defaults = plan_change(self._past, configs, changes.config_space, changes.new_defaults, changes.drop)
         changed = not equal_spaces(space, recorded)
         if defaults and not changed:
@@ -148,14 +148,10 @@ class _Planner:
             return self._fresh("another scheduler was given", space, defaults)
         tried = self._to_try()
         try:
-            found = differences(self._all_records(), tried)
+            found = differences(self._records, tried)
         except Exception as error:  # of a scheduler that does not understand what another has begun
             found = [repr(error)]
         return self._fresh(f"it decides otherwise than is recorded ({found[0]})", space, defaults) if found else None
-
-    def _all_records(self) -> list[dict[str, Any]]:
-        self._records = self._records or list(read_journal(self._folder, strict=self._strict))
-        return self._records
 
     def _fresh(self, reason: str, space: dict[str, Any], defaults: Mapping[str, Any]) -> FreshStart:
         if self.scheduler is None:
@@ -194,7 +190,7 @@ class _Planner:
         """Return the description of a scheduler for another space, and with other seeds: its draws are not repeated."""
         before = self._past.spaces[-1]
         places = PastSpaces((*self._past.spaces, space), {**self._past.defaults, **defaults}).map
-        tried = _tried(self._all_records(), self._past.map)
+        tried = _tried(self._records, self._past.map)
 
         def change(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
             others: dict[str, Any] = {}
@@ -254,7 +250,7 @@ def _tried(records: Iterable[Mapping[str, Any]], space_map: SpaceMap) -> set[str
     return found
 
 
-def _configs(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+def _configs(records: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     """Return the last configuration of every trial, and what was suggested and not started."""
     configs = {record["trial_id"]: record["config"] for record in records if record["type"] in ("start", "resume")}
     return configs

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from sthyper._tuning.adoption import OUTSIDE, SchedulerFeed
+from sthyper._tuning.lines import JournalLines
 from sthyper._tuning.space_change import PastSpaces
 from sthyper._tuning.trial_record import resource_of, settle_decision
 from sthyper.errors import ReportError
@@ -23,19 +25,19 @@ def differences(records: Iterable[dict[str, Any]], scheduler: TrialScheduler) ->
     Of what was decided before a fresh scheduler was taken it only learns.
 
     Args:
-        records: The lines of a journal.
+        records: The lines of a journal; they are held unless they are :class:`JournalLines`.
         scheduler: A scheduler made with the arguments of the (last) recorded one, its ``random_seed`` included.
 
     Returns:
         One line of text for each difference; empty when all suggestions and decisions are the same.
     """
     replay = _Replay(scheduler)
-    numbered = list(enumerate(records, start=1))
-    marks = [index for index, (_, record) in enumerate(numbered) if record["type"] == "fresh"]
-    if marks:
-        past, numbered = [record for _, record in numbered[: marks[-1] + 1]], numbered[marks[-1] + 1 :]
-        _Learner(replay).run(past, (record for _, record in numbered))
-    for number, record in numbered:
+    if not isinstance(records, JournalLines):
+        records = list(records)
+    last = max((number for number, record in enumerate(records, start=1) if record["type"] == "fresh"), default=0)
+    if last:
+        _Learner(replay).run(records, last)
+    for number, record in enumerate(islice(records, last, None), start=last + 1):
         problem = replay.take(record)
         if problem:
             replay.differences.append(f"line {number}: {problem}")
@@ -164,30 +166,30 @@ class _Learner:
         self._replay = replay
         self._traits: Mapping[str, Any] = {}
 
-    def run(self, past: list[dict[str, Any]], later: Iterator[dict[str, Any]]) -> None:
+    def run(self, records: Iterable[dict[str, Any]], n_past: int) -> None:
         """Go through the lines up to the last one of type ``fresh``.
 
         Args:
-            past: These lines.
-            later: Those behind them; which trials were stopped first is looked up there.
+            records: All lines; which trials were stopped first is looked up behind that one.
+            n_past: Number of lines up to it.
         """
-        replay, spaces = self._replay, PastSpaces.of(past)
+        replay, spaces = self._replay, PastSpaces.of(islice(records, n_past))
         feed = SchedulerFeed(replay.scheduler, spaces.map)
-        for record in past:
-            self._learn(feed, record)
+        mark: dict[str, Any] = {}
+        for mark in islice(records, n_past):
+            self._learn(feed, mark)
         replay.unknown = set(replay.trials) - set(feed.known)
         for trial_id, trial in feed.known.items():
             replay.trials[trial_id] = trial
         places = {number: spaces.map.place(config) for number, config in replay.enqueued.items()}
         replay.enqueued = {number: place.tuned for number, place in places.items() if place is not None}
-        for record in later:
-            if record["type"] in ("session", "process"):
-                continue
-            if record["type"] != "status" or record["reason"] != OUTSIDE:
-                break
-            feed.error(record["trial_id"], OUTSIDE)
-            replay.unknown.add(record["trial_id"])  # it has ended
-        mark, trial_id = past[-1], len(replay.trials)
+        # Those of trials that run elsewhere end later; the scheduler was told at once.
+        later = islice(records, n_past, None)
+        ended = {r["trial_id"] for r in later if r["type"] == "status" and r["reason"] == OUTSIDE}
+        for trial_id in sorted(ended):
+            feed.error(trial_id, OUTSIDE)
+            replay.unknown.add(trial_id)
+        trial_id = len(replay.trials)
         if mark["kept_back"] is not None:
             replay.scheduler.suggest_enqueued(trial_id, dict(mark["kept_back"]))
         if mark["asked"]:

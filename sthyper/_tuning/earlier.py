@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sthyper._tuning.identity import has_begun
 from sthyper._tuning.parts import describe_parts, read_parts
 from sthyper.backend.base import TrialBackend
 from sthyper.constants import ST_JOURNAL_FILENAME, ST_METADATA_FILENAME
@@ -120,7 +121,7 @@ def _newest_first(base: str) -> Iterator[Path]:
     stamped = re.compile(rf"(?:{re.escape(base)}|{re.escape(trim_base(base))})-({STAMP_PATTERN})\Z")
     names = [name for name in os.listdir(root) if stamped.match(name)] if root.is_dir() else []
     for name in sorted(names, key=lambda name: name[-23:], reverse=True):
-        if (root / name / ST_JOURNAL_FILENAME).is_file():
+        if has_begun(root / name):
             yield root / name
 
 

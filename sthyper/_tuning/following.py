@@ -8,10 +8,11 @@ on it decides, and is held to what is recorded as any other.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sthyper._tuning.adoption import OUTSIDE, TRAITS, FreshStart, SchedulerFeed, scheduler_traits
+from sthyper._tuning.lines import of_types
 from sthyper._tuning.space_change import PastSpaces
 from sthyper._tuning.trial_record import TrialRecord, progress_of, resource_of
 from sthyper.backend.base import EndEvent
@@ -44,7 +45,7 @@ class Follower(TrialScheduler):
         config_space: dict[str, Any],
         traits: Mapping[str, Any],
         recorded: RecordedJournal,
-        records: Sequence[Mapping[str, Any]],
+        records: Iterable[Mapping[str, Any]],
         first_line: int,
         feed: SchedulerFeed,
     ) -> None:
@@ -52,13 +53,16 @@ class Follower(TrialScheduler):
         self.feed = feed
         self._recorded = recorded
         self._columns: dict[str, Any] = {}
-        # Trial -> numbers of the lines that tell its milestone, and the milestones.
+        # Trial -> its milestones, and for each the number of the last line in a row that tells it.
         self._milestones: dict[int, tuple[list[int], list[int | None]]] = {}
         for number, record in enumerate(records, start=first_line):
             if "milestone" in record:
                 numbers, levels = self._milestones.setdefault(record["trial_id"], ([], []))
-                numbers.append(number)
-                levels.append(record["milestone"])
+                if levels and levels[-1] == record["milestone"]:
+                    numbers[-1] = number
+                else:
+                    numbers.append(number)
+                    levels.append(record["milestone"])
         self.become(config_space, traits)
 
     def become(self, config_space: dict[str, Any], traits: Mapping[str, Any]) -> None:
@@ -138,7 +142,7 @@ class Follower(TrialScheduler):
 def follow(
     loop: TuningLoop,
     recorded: RecordedJournal,
-    records: Sequence[dict[str, Any]],
+    records: Iterable[dict[str, Any]],
     first_line: int,
     do_again: Callable[[TuningLoop, dict[str, Any], RecordedJournal], None],
 ) -> str | None:
@@ -149,7 +153,7 @@ def follow(
     Args:
         loop: The event loop.
         recorded: Its record, at the first line.
-        records: All lines of it.
+        records: All lines of it, which can be gone through more than once.
         first_line: Number of the first.
         do_again: Does what a line says was done.
 
@@ -157,15 +161,15 @@ def follow(
         What is to be said of it, ``None`` if there is nothing.
     """
     state, wish = loop.state, loop.state.fresh
-    marks = sum(record["type"] == "fresh" for record in records)
+    marks = sum(1 for _ in of_types(records, "fresh"))
     if not marks and wish is None:
         return None
     scheduler = state.scheduler
-    spaces = PastSpaces.of(records)
+    spaces = PastSpaces.of(of_types(records, "metadata", "fresh"))
     if wish is not None:
         spaces = PastSpaces((*spaces.spaces, scheduler.config_space), {**spaces.defaults, **wish.new_defaults})
     feed = SchedulerFeed(scheduler, spaces.map)
-    traits = next((r["scheduler"] for r in records if r["type"] == "session" and "scheduler" in r), None)
+    traits = next((r["scheduler"] for r in of_types(records, "session") if "scheduler" in r), None)
     traits = scheduler_traits(scheduler) if traits is None else traits
     follower = Follower(spaces.spaces[0], traits, recorded, records, first_line, feed)
     state.scheduler = follower
@@ -177,14 +181,14 @@ def follow(
                 marks -= 1
                 so_far = so_far.then(line)
                 is_last = marks == 0 and wish is None
-                _Switch(loop, recorded, records, follower, so_far).carry_out(line, is_last)
+                _Switch(loop, recorded, records, first_line, follower, so_far).carry_out(line, is_last)
                 if is_last:
                     return None
             else:
                 _note_fault(loop, line)
                 do_again(loop, line, recorded)
         assert wish is not None
-        switch = _Switch(loop, recorded, records, follower, spaces)
+        switch = _Switch(loop, recorded, records, first_line, follower, spaces)
         return switch.carry_out(switch.make_line(wish), is_last=True)
     finally:
         state.scheduler = scheduler
@@ -205,6 +209,7 @@ class _Switch:
         loop: The event loop.
         recorded: Its record.
         records: All lines of it.
+        first_line: Number of the first of them.
         follower: Stands in for the schedulers before.
         spaces: The spaces up to the one of that line.
     """
@@ -213,7 +218,8 @@ class _Switch:
         self,
         loop: TuningLoop,
         recorded: RecordedJournal,
-        records: Sequence[Mapping[str, Any]],
+        records: Iterable[Mapping[str, Any]],
+        first_line: int,
         follower: Follower,
         spaces: PastSpaces,
     ) -> None:
@@ -221,6 +227,7 @@ class _Switch:
         self._state = loop.state
         self._recorded = recorded
         self._records = records
+        self._first_line = first_line
         self._follower = follower
         self._map = spaces.map
 
@@ -299,8 +306,8 @@ class _Switch:
             record.largest = record.trial.last_resource = record.repeated = None
             record.progresses, record.in_run = True, {}
         reports: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in self._records:
-            if line["type"] == "fresh" and line is self._recorded.last:
+        for number, line in enumerate(self._records, start=self._first_line):
+            if number > self._recorded.last_line:
                 break
             if line["type"] == "report":
                 reports[_report_key(line)] = line["metrics"]
@@ -328,7 +335,9 @@ class _Switch:
         if record.busy and state.backend.outlives_tuner:
             state.stopping += record.order is None
             record.order = SchedulerDecision.STOP
-            self._follower.feed.error(trial.trial_id, OUTSIDE)
+            record.outside = not record.completes
+            if record.outside:
+                self._follower.feed.error(trial.trial_id, OUTSIDE)
             return True
         if record.busy:
             record.busy = False

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sthyper._checkpoints import resumed_from
+from sthyper._tuning.adoption import OUTSIDE
 from sthyper._tuning.final_checkpoints import FinalCheckpoints
 from sthyper._tuning.narration import log_end
 from sthyper._tuning.room import more_room
@@ -32,6 +33,7 @@ from sthyper.constants import (
     ST_TUNER_TIME,
 )
 from sthyper.errors import ExperimentError, ReportError, TrialFailed
+from sthyper.journal import was_cut
 from sthyper.trial import OUT_OF_MEMORY, SchedulerDecision, Status, was_killed
 
 __all__ = ["Outcomes"]
@@ -91,6 +93,7 @@ class Outcomes:
             return
         record = self.state.records[event.trial_id]
         self._now = self.state.clock()
+        self.state.amid = True
         self._journal_event("report", event, {"metrics": event.metrics, "tuner_time": self._now})
         scheduler = self.state.scheduler
         resource = resource_of(event.metrics, scheduler.resource_attr)
@@ -128,6 +131,7 @@ class Outcomes:
         if beyond and record.completes:
             # The maximum was reported and decided; more training was not asked for.
             self._answer(event, SchedulerDecision.STOP, None, counted=False)
+            self._note_order(record, SchedulerDecision.STOP)
             self._carry_out(record, SchedulerDecision.STOP, result)
             return
         if (
@@ -159,6 +163,9 @@ class Outcomes:
         columns = scheduler.result_columns()
         moved_to = None if result is event.metrics else resource
         self._answer(event, answer, decision, counted=True, resource=moved_to, columns=columns)
+        if answer != SchedulerDecision.CONTINUE:
+            # Before the callbacks: one that fails ends the experiment, and the record holds the order.
+            self._note_order(record, answer)
         self._notify(event, record, result | columns if columns else result, decision, answer)
         if answer != SchedulerDecision.CONTINUE:
             self._carry_out(record, answer, result)
@@ -201,10 +208,12 @@ class Outcomes:
         self.state.current_report = None
         self.state.touch(record.trial, result)
 
-    def _carry_out(self, record: TrialRecord, answer: str, result: dict[str, Any]) -> None:
-        trial = record.trial
+    def _note_order(self, record: TrialRecord, answer: str) -> None:
         record.order = answer
         self.state.stopping += 1
+
+    def _carry_out(self, record: TrialRecord, answer: str, result: dict[str, Any]) -> None:
+        trial = record.trial
         if answer == SchedulerDecision.STOP:
             self.state.backend.stop_trial(trial.trial_id, result)
         else:
@@ -215,6 +224,7 @@ class Outcomes:
     def _bad_report(self, event: ReportEvent, record: TrialRecord, message: str) -> None:
         self._answer(event, SchedulerDecision.STOP, None, counted=False)
         record.bad_report = message
+        self._note_order(record, SchedulerDecision.STOP)
         self._carry_out(record, SchedulerDecision.STOP, event.metrics)
 
     def _answer(
@@ -234,6 +244,7 @@ class Outcomes:
         if columns:
             rest["columns"] = columns
         self._journal_event("decision", event, rest)
+        self.state.amid = False
         if self.state.recorded is None:
             self.state.backend.answer(event, answer)
 
@@ -258,6 +269,8 @@ class Outcomes:
             status, reason, tail = Status.failed, f"bad report: {record.bad_report}", record.bad_report
         elif record.completes and (record.order is not None or reason == DISK_FULL):
             status, reason = Status.completed, None
+        elif record.outside:
+            status, reason = Status.stopped, OUTSIDE
         elif record.order is None and (status == Status.stopped or (self.state.ending and status == Status.failed)):
             # Ended by the tuner, not by a decision: a resumed experiment goes on with it.
             status, reason, by_tuner = Status.stopped, "interrupted", True
@@ -296,34 +309,53 @@ class Outcomes:
             return False
         if event.reason == Cause.tuner_lost.value:
             self._journal_restart(record, event)
-            record.owed = Cause.tuner_lost
-            self.state.status.set_status(event.trial_id, Status.stopped, by_tuner=True)
+            self._owe(record, Cause.tuner_lost)
         elif event.reason in (Cause.supervisor_lost.value, Cause.lost.value):
             self._journal_restart(record, event)
-            self._restart(record, Cause(event.reason))
+            self._run_again(record, Cause(event.reason))
         elif was_killed(event.reason) and record.restarts < self.state.options.max_restarts and not record.completes:
             record.restarts += 1
             self._journal_restart(record, event)
             if event.reason == DISK_FULL and self.state.recorded is None:
                 self.state.backend.keep_trying(more_room(self.state.backend.trial_path(event.trial_id)))
-            self._restart(record, Cause.killed)
+            self._run_again(record, Cause.killed)
         elif event.status == Status.completed and self._lost_last_report(record):
             record.scratched = True
             self._journal_restart(record, event)
-            self._restart(record, Cause.scratch)
+            self._run_again(record, Cause.scratch)
         else:
             return False
         return True
 
+    def _run_again(self, record: TrialRecord, cause: Cause) -> None:
+        recorded = self.state.recorded
+        if recorded is not None:
+            # An experiment that ended just now may not have come to it.
+            following = recorded.peek()
+            trial_id = record.trial.trial_id
+            if following is None or following["type"] != "resume" or following["trial_id"] != trial_id:
+                self._owe(record, cause)
+                return
+        self._restart(record, cause)
+
+    def _owe(self, record: TrialRecord, cause: Cause) -> None:
+        record.owed = cause
+        self.state.status.set_status(record.trial.trial_id, Status.stopped, by_tuner=True)
+
     def _lost_last_report(self, record: TrialRecord) -> bool:
-        """Whether a restarted run found its training done, but the report of the last epoch was never recorded."""
-        if not record.cause.is_restart or record.scratched or record.completes:
+        """Whether a run found its training done, but the report of the last epoch is not in the record.
+
+        That happens to restarted runs, and to those of paused trials once a damaged journal was cut.
+        """
+        if not (record.cause.is_restart or record.cause is Cause.resume) or record.scratched or record.completes:
             return False
         if record.counted_in_run > 0:
             return False
         if self.state.recorded is not None:
             recorded = self.state.recorded.peek()
             return recorded is not None and bool(recorded.get("restart"))
+        if record.cause is Cause.resume and not was_cut(self.state.journal.path):
+            return False
         maximum, largest = self.state.scheduler.max_resource_level, record.largest
         if largest is None or (maximum is not None and largest >= maximum):
             return largest is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,13 @@ from sthyper.constants import ST_TUNER_FILENAME
 from sthyper.errors import ExperimentError
 from sthyper.journal import write_atomically
 
-__all__ = ["describe_parts", "read_parts", "rebuild_parts", "write_parts"]
+__all__ = ["describe_parts", "read_parts", "read_parts_or_take", "rebuild_parts", "write_parts"]
+
+logger = logging.getLogger(__name__)
 
 _REASON = "cannot_be_rebuilt"
+_NEEDED = ("trial_backend", "scheduler", "stop_criterion", "n_workers")
+"""Arguments of a tuner without default."""
 
 
 def write_parts(folder: Path, described: Mapping[str, Any]) -> None:
@@ -37,11 +42,36 @@ def read_parts(folder: Path) -> dict[str, Any]:
     """
     path = folder / ST_TUNER_FILENAME
     try:
-        return dict(json.loads(path.read_text())["arguments"])
+        parts = dict(json.loads(path.read_text())["arguments"])
     except FileNotFoundError:
         raise ExperimentError(f"{folder} cannot be resumed: {ST_TUNER_FILENAME} is missing there") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ExperimentError(f"{path} is damaged ({error})") from None
+    if lacking := [name for name in _NEEDED if name not in parts]:
+        raise ExperimentError(f"{path} is damaged (it lacks {', '.join(lacking)})")
+    return parts
+
+
+def read_parts_or_take(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`write_parts` wrote; where that cannot be read, a description of what is given instead.
+
+    Args:
+        folder: The experiment's folder.
+        given: Arguments that the user gives.
+
+    Raises:
+        ExperimentError: If nothing can be read and not enough is given.
+    """
+    try:
+        return read_parts(folder)
+    except ExperimentError as error:
+        if lacking := [name for name in _NEEDED if name not in given]:
+            raise ExperimentError(
+                f"{error}. The journal has all results: to go on, pass {', '.join(f'{name}=...' for name in lacking)}, "
+                "made with the same arguments as before"
+            ) from None
+        logger.warning("%s; what is not given of the tuner's arguments has its default", error)
+        return describe_parts(given)
 
 
 def describe_parts(parts: Mapping[str, object]) -> dict[str, Any]:

@@ -1,26 +1,23 @@
-"""What is known of an experiment that goes on: its newest good snapshot, and the lines of the journal after it."""
+"""What is known of an experiment that goes on: its newest good snapshot, and where the journal ends."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sthyper._tuning.lines import JournalLines, cut_meanwhile, of_types
 from sthyper._tuning.snapshots import read_snapshots
 from sthyper.constants import ST_JOURNAL_FILENAME
-from sthyper.errors import ExperimentError
 from sthyper.journal import JournalPosition, read_journal_from
 
 __all__ = ["JournalDigest", "Past", "Snapshot", "read_past"]
 
 logger = logging.getLogger(__name__)
-
-# Lines that are needed whatever a snapshot says: who ran the experiment, and which processes there were.
-_KEPT = (b'"session"', b'"process"')
 
 
 class JournalDigest:
@@ -35,13 +32,8 @@ class JournalDigest:
         self._hash = hashlib.blake2b(digest_size=32)
         self.position = JournalPosition()
 
-    def advance(self, offset: int, look: Callable[[bytes], None] | None = None) -> bool:
-        """Take in the lines up to a position; ``False`` if the file is shorter.
-
-        Args:
-            offset: The position.
-            look: Called with each line.
-        """
+    def advance(self, offset: int) -> bool:
+        """Take in the lines up to a position; ``False`` if the file is shorter."""
         at, lines, last = self.position
         with open(self._path, "rb") as file:
             file.seek(at)
@@ -49,8 +41,6 @@ class JournalDigest:
                 at += len(line)
                 self._hash.update(line)
                 lines, last = lines + 1, line
-                if look is not None:
-                    look(line)
         self.position = JournalPosition(at, lines, last)
         return at == offset
 
@@ -80,58 +70,62 @@ class Snapshot:
 
 @dataclass
 class Past:
-    """What a resumed tuner begins with.
+    """What a resumed tuner begins with. The lines stay in the journal, there may be millions of them.
 
     Args:
         folder: The experiment's folder.
         snapshot: Where it begins, ``None`` for the beginning of the journal.
-        records: The lines after that.
-        kept: Lines before it that say who ran the experiment, and which processes there were.
-        end: Where the lines end.
+        end: Where the lines end that were looked at.
         strict: Whether a damaged line is an error; otherwise the record ends before it.
+
+    Attributes:
+        tuner_time: Seconds that the tuner ran, all sessions together.
     """
 
     folder: Path
     snapshot: Snapshot | None = None
-    records: list[dict[str, Any]] = field(default_factory=list)
-    kept: list[dict[str, Any]] = field(default_factory=list)
     end: JournalPosition = field(default_factory=JournalPosition)
     strict: bool = True
 
+    def __post_init__(self) -> None:
+        self.tuner_time = self.began
+
     @property
-    def first_line(self) -> int:
-        """Number of the first line of :attr:`records` in the journal."""
-        return 1 if self.snapshot is None else self.snapshot.position.lines + 1
+    def path(self) -> Path:
+        """The journal."""
+        return self.folder / ST_JOURNAL_FILENAME
+
+    @property
+    def records(self) -> JournalLines:
+        """The lines behind the snapshot."""
+        return JournalLines(self.path, JournalPosition() if self.snapshot is None else self.snapshot.position, self.end)
 
     @property
     def began(self) -> float:
         """Seconds that the tuner had run before :attr:`records`."""
         return 0.0 if self.snapshot is None else self.snapshot.tuner_time
 
-    @property
-    def tuner_time(self) -> float:
-        """Seconds that the tuner ran, all sessions together."""
-        return max([self.began, *(r["tuner_time"] for r in self.records if "tuner_time" in r)])
+    def processes(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the whole journal that say who ran the experiment, and which processes there were."""
+        return of_types(JournalLines(self.path, JournalPosition(), self.end), "session", "process")
 
-    def forget(self) -> None:
-        """Drop the lines, which may be many."""
-        self.records, self.kept = [], []
-
-    def read_on(self) -> list[dict[str, Any]]:
-        """Take in what was written meanwhile, and return it.
+    def read_on(self) -> JournalLines:
+        """Look at what was written meanwhile, and return it.
 
         Raises:
+            DamagedJournal: If a line cannot be read.
             ExperimentError: If the journal has become shorter.
         """
-        path = self.folder / ST_JOURNAL_FILENAME
-        if path.stat().st_size < self.end.offset:
-            raise ExperimentError(f"{path} was cut while it was looked at; load the experiment again")
-        new = list(read_journal_from(path, self.end, self.strict))
-        if new:
-            self.end = new[-1][1]
-        records = [record for record, _ in new]
-        self.records += records
-        return records
+        if self.path.stat().st_size < self.end.offset:
+            raise cut_meanwhile(self.path)
+        end, tuner_time = self.end, self.tuner_time
+        for record, behind in read_journal_from(self.path, self.end, self.strict):
+            end = behind
+            if "tuner_time" in record:
+                tuner_time = max(tuner_time, record["tuner_time"])
+        new = JournalLines(self.path, self.end, end)
+        self.end, self.tuner_time = end, tuner_time
+        return new
 
 
 def read_past(folder: Path, made_with: Any, strict: bool = True) -> Past:
@@ -150,38 +144,27 @@ def read_past(folder: Path, made_with: Any, strict: bool = True) -> Past:
         FileNotFoundError: If there is no journal.
     """
     for path, content in () if made_with is None else read_snapshots(folder):
-        past = Past(folder, strict=strict)
-        reason = _use(past, path, content, made_with)
-        if reason is None:
+        snapshot = _snapshot(folder, path, content, made_with)
+        if isinstance(snapshot, Snapshot):
+            past = Past(folder, snapshot, snapshot.position, strict)
             past.read_on()
-            if not any(record["type"] == "fresh" for record in past.records):
+            if not any(of_types(past.records, "fresh")):
                 return past
-            reason = "the experiment went on with another scheduler later"
-        logger.warning("%s is not used: %s", path, reason)
+            snapshot = "the experiment went on with another scheduler later"
+        logger.warning("%s is not used: %s", path, snapshot)
     past = Past(folder, strict=strict)
     past.read_on()
     return past
 
 
-def _use(past: Past, path: Path, content: dict[str, Any], made_with: Any) -> str | None:
-    """Begin with a snapshot, or return why not."""
+def _snapshot(folder: Path, path: Path, content: dict[str, Any], made_with: Any) -> Snapshot | str:
+    """Return a snapshot to begin with, or why not."""
     try:
         if content["made_with"] != json.loads(json.dumps(made_with)):
             return "scheduler or backend were made with other arguments, or by another version of sthyper"
-        digest = JournalDigest(past.folder / ST_JOURNAL_FILENAME)
-
-        def look(line: bytes) -> None:
-            if any(kind in line for kind in _KEPT):
-                past.kept.append(json.loads(line))
-
-        try:
-            whole = digest.advance(content["offset"], look)
-        except ValueError:
-            whole = False
-        if not whole or digest.hexdigest() != content["journal"]:
+        digest = JournalDigest(folder / ST_JOURNAL_FILENAME)
+        if not digest.advance(content["offset"]) or digest.hexdigest() != content["journal"]:
             return f"{ST_JOURNAL_FILENAME} is not the one of which it was taken"
-        past.end = digest.position
-        past.snapshot = Snapshot(path, digest.position, content["tuner_time"], content["experiment"], content["beside"])
+        return Snapshot(path, digest.position, content["tuner_time"], content["experiment"], content["beside"])
     except (KeyError, TypeError, AttributeError) as error:
         return f"it lacks what belongs there: {error!r}"
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -69,23 +69,37 @@ class RecordedJournal:
         began: float = 0.0,
     ) -> None:
         self._journal = journal
-        self._records = [(n, r) for n, r in enumerate(records, start=first_line) if r["type"] not in _PASSED_OVER]
-        self._next = 0
+        self._rest = _decisive(records, first_line)
+        self._next: dict[str, Any] | None = None
+        self._line, self._last_line = 0, first_line - 1
         self._last_time = began
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        self._line, self._next = next(self._rest, (0, None))
+
+    @property
+    def path(self) -> Path:
+        """The journal."""
+        return self._journal.path
 
     def peek(self) -> dict[str, Any] | None:
         """Return the next line, ``None`` behind the last."""
-        return self._records[self._next][1] if self._next < len(self._records) else None
-
-    @property
-    def last(self) -> dict[str, Any] | None:
-        """The line before the next one, ``None`` before the first."""
-        return self._records[self._next - 1][1] if self._next else None
+        return self._next
 
     @property
     def line(self) -> int:
-        """Number of the next line in the file."""
-        return self._records[self._next][0]
+        """Number of the next line in the file, 0 behind the last."""
+        return self._line
+
+    @property
+    def last_line(self) -> int:
+        """Number of the line that was gone through last."""
+        return self._last_line
+
+    def close(self) -> None:
+        """Read no further."""
+        self._rest.close()
 
     def append(self, record: dict[str, Any]) -> None:
         """Compare with the next recorded line, or write.
@@ -93,18 +107,20 @@ class RecordedJournal:
         Raises:
             ExperimentError: If the lines differ.
         """
-        recorded = self.peek()
+        recorded = self._next
         if recorded is None:
             self._journal.append(record)
             return
-        if _comparable(record) != _comparable(recorded):
+        if not _agree(record, recorded):
             raise ExperimentError(
                 f"{self._journal.path}, line {self.line}: the experiment cannot be gone through once more. Recorded is "
                 f"{_comparable(recorded)}, now it is {_comparable(record)}. Scheduler, searcher and backend must be "
-                "made with the same arguments as before"
+                "made with the same arguments as before, or Tuner.resume(..., force=True) takes a fresh scheduler that "
+                "has learnt from all results so far"
             )
-        self._last_time = self.time()
-        self._next += 1
+        self._last_time = recorded.get("tuner_time", self._last_time)
+        self._last_line = self._line
+        self._look_ahead()
 
     def start_time(self) -> datetime | None:
         """Return when the trial was started whose start is the next line, ``None`` behind the last."""
@@ -149,7 +165,8 @@ def replay(
 
     Args:
         loop: The event loop. What follows from the record and is missing there goes into its journal.
-        records: The lines of the journal, from ``first_line`` on; the loop's state is that before them.
+        records: The lines of the journal, from ``first_line`` on; the loop's state is that before them. They may be
+            gone through more than once.
         first_line: Number of the first of them.
         began: Seconds that the tuner had run before them.
         made: Lines that follow from those before, and that were made already when the loop got its state.
@@ -160,7 +177,6 @@ def replay(
     state = loop.state
     journal = state.journal
     assert not isinstance(journal, RecordedJournal)
-    records = list(records)
     recorded = RecordedJournal(journal, records, first_line, began)
     news = None
     callbacks, progress, clock = state.callbacks, state.progress, state.clock
@@ -176,10 +192,10 @@ def replay(
                 _do_again(loop, line, recorded)
         state.steering.recalled()
     finally:
+        recorded.close()
         state.backend.recalling = False
         state.journal, state.recorded = journal, None
         state.callbacks, state.progress, state.clock = callbacks, progress, clock
-        state.forget_news()
     if news is not None:
         logger.warning("%s", news)
 
@@ -231,6 +247,24 @@ def _pick_up(loop: TuningLoop) -> None:
         len(again),
         going_on,
     )
+
+
+def _decisive(records: Iterable[dict[str, Any]], first_line: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """Yield the lines on which the decisions of the tuner depend, with their numbers."""
+    for number, record in enumerate(records, start=first_line):
+        if record["type"] not in _PASSED_OVER:
+            yield number, record
+
+
+def _agree(made: dict[str, Any], recorded: dict[str, Any]) -> bool:
+    """Whether two lines are the same but for their times."""
+    pair = dict(made), dict(recorded)
+    for record in pair:
+        for name in _TIMES:
+            record.pop(name, None)
+    # What equals something that was read from JSON has the same JSON form. The reverse does not hold (tuples, NaN, keys
+    # that are no strings), but to make that form is costly.
+    return pair[0] == pair[1] or bool(_comparable(made) == _comparable(recorded))
 
 
 def _comparable(record: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sthyper._tuning.lines import JournalLines, of_types
 from sthyper._tuning.past import Past
 from sthyper._tuning.recorded import MadeLines, recall, replay
 from sthyper.constants import ST_JOURNAL_FILENAME
@@ -42,6 +43,10 @@ def read_identity(folder: Path, strict: bool) -> tuple[int, dict[str, Any]]:
         DamagedJournal: If one of the first lines cannot be read.
         ExperimentError: If they are not there.
     """
+    if not (folder / ST_JOURNAL_FILENAME).is_file():
+        raise ExperimentError(
+            f"{folder} cannot be resumed: {ST_JOURNAL_FILENAME} is missing there; load_experiment shows what is left"
+        )
     seed, metadata = None, None
     for record in read_journal(folder, strict):
         if record["type"] == "session":
@@ -64,10 +69,10 @@ def look_back(loop: TuningLoop, past: Past) -> None:
         ExperimentError: If scheduler or searcher decide otherwise than is recorded.
     """
     _load(loop, past)
-    replay(loop, past.records, past.first_line, past.began)
+    replay(loop, past.records, past.records.first_line, past.began)
 
 
-def go_on(loop: TuningLoop, past: Past, made: MadeLines | None, later: list[dict[str, Any]]) -> None:
+def go_on(loop: TuningLoop, past: Past, made: MadeLines | None, later: JournalLines) -> None:
     """Bring an experiment to where its record ends, and make ready what ran then.
 
     Args:
@@ -81,12 +86,11 @@ def go_on(loop: TuningLoop, past: Past, made: MadeLines | None, later: list[dict
     """
     if made is None:
         _load(loop, past)
-        recall(loop, past.records, past.first_line, past.began)
+        recall(loop, past.records, past.records.first_line, past.began)
         return
-    if any(record["type"] == "fresh" for record in later):
+    if any(of_types(later, "fresh")):
         raise ExperimentError(f"{past.folder} went on with another scheduler since it was loaded; load it again")
-    first_line = past.end.lines - len(later) + 1
-    recall(loop, later, first_line, past.tuner_time, made.lines)
+    recall(loop, later, later.first_line, past.tuner_time, made.lines)
 
 
 def _load(loop: TuningLoop, past: Past) -> None:

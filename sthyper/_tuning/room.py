@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from sthyper._tuning.state import ExperimentState
+    from sthyper.backend.base import TrialEvent
 
 __all__ = ["RoomLost", "RoomWatch", "more_room"]
 
@@ -94,11 +95,19 @@ class RoomWatch:
             if self._leaves():
                 raise RoomLost(f"{error.filename or self._state.backend.path} cannot be written: {error.strerror}")
             if self._state.current_report is None:
-                self._state.backlog += self._state.backend.events(left)
+                self._state.backlog += self._events(left)
             else:
                 # A callback writes about a report that is answered already, but whose order is not carried out:
                 # the end of its trial must not be heard of before.
                 time.sleep(min(left, 0.1))
+
+    def _events(self, timeout: float) -> list[TrialEvent]:
+        backend = self._state.backend
+        backend.held = True
+        try:
+            return backend.events(timeout)
+        finally:
+            backend.held = False
 
     def _say(self, text: str) -> None:
         logger.warning("%s", text)

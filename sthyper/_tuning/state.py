@@ -69,6 +69,7 @@ class ExperimentState:
         fresh: Says that the scheduler is to go on where the record of a resumed experiment ends, and was not asked
             before; ``None`` if it was, or the record says since when.
         guard: Raises once the experiment is another tuner's.
+        amid: The next line of the journal follows from its last one and is not written yet.
         on_quiet: Called between two events while no suggestion is being computed, when the state is one that a
             resumed experiment could begin with.
     """
@@ -95,6 +96,7 @@ class ExperimentState:
     backlog: list[TrialEvent] = field(default_factory=list)
     fresh: FreshStart | None = None
     guard: Callable[[], None] = lambda: None
+    amid: bool = False
     on_quiet: Callable[[], None] = lambda: None
     _news: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     _touched: set[int] = field(default_factory=set)
@@ -107,7 +109,9 @@ class ExperimentState:
         return self.backend.events(timeout)
 
     def touch(self, trial: Trial, result: dict[str, Any] | None = None) -> None:
-        """Note news of a trial for :meth:`TunerCallback.on_fetch_status_results`."""
+        """Note news of a trial for :meth:`TunerCallback.on_fetch_status_results`; what is recorded is no news."""
+        if self.recorded is not None:
+            return
         self._touched.add(trial.trial_id)
         if result is not None:
             self._news.append((trial.trial_id, result))
@@ -122,11 +126,6 @@ class ExperimentState:
         for callback in self.callbacks:
             callback.on_fetch_status_results(status, news)
         return True
-
-    def forget_news(self) -> None:
-        """Drop what :meth:`touch` has collected."""
-        self._news.clear()
-        self._touched.clear()
 
     def end_at_once(self, reason: str) -> None:
         """End all running trials; nothing is started or counted any more."""

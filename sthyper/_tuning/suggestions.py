@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
+from sthyper._checkpoints import holds_first_only
 from sthyper._tuning.narration import log_again, log_resumed, log_started
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import Cause, TrialRecord
@@ -29,7 +30,8 @@ class Suggestions:
         state: The experiment.
 
     Attributes:
-        kept_back: The first suggestion of a new trial after ``max_num_trials_started``; it ends the asking.
+        kept_back: The first suggestion of a new trial after ``max_num_trials_started``; it ends the asking. In a
+            resumed experiment also one whose trial was not started any more.
         exhausted: The scheduler had nothing to suggest, and no trial has ended since.
     """
 
@@ -154,13 +156,18 @@ class Suggestions:
         trial_id = self.state.backend.new_trial_id()
         suggestion = self.state.scheduler.suggest_enqueued(trial_id, dict(enqueued.config))
         self._journal_suggestion(suggestion, enqueued=enqueued.number)
-        self._start(suggestion)
+        if self._starts(suggestion):
+            self._start(suggestion)
+        else:  # in a resumed experiment that ended just then
+            self.kept_back = suggestion
 
     def _ask(self) -> None:
         self._asks += 1
         self._ends_at_ask = self._ends
+        self.state.amid = True
         self.state.journal.append({"type": "ask", "n": self._asks})
         begun = self.state.scheduler.begin_suggest(self.state.backend.new_trial_id())
+        self.state.amid = not isinstance(begun, PendingSuggestion)
         if not isinstance(begun, PendingSuggestion):
             self._received(begun)
             return
@@ -191,6 +198,7 @@ class Suggestions:
             "checkpoint_trial_id": None if suggestion is None else suggestion.checkpoint_trial_id,
         }
         self.state.journal.append(line if enqueued is None else {**line, "enqueued": enqueued})
+        self.state.amid = False
 
     def _received(self, suggestion: TrialSuggestion | None) -> None:
         self._journal_suggestion(suggestion)
@@ -298,6 +306,7 @@ class Suggestions:
         if self.state.recorded is not None and (started := self.state.recorded.start_time()) is not None:
             trial.creation_time = started
         record = TrialRecord(trial=trial, milestone=milestone, script_config=config)
+        self.state.amid = True
         self.state.records[trial_id] = record
         self.state.busy += 1
         self._batch -= 1
@@ -341,13 +350,19 @@ class Suggestions:
         full, record.trial.config = record.trial.config, record.script_config
         if record.counted == 0 and self.state.scheduler.progress_attr is not None:
             # A checkpoint that was written before its first report would skip that, if trials report how far they are.
+            # As long as nobody knows, only one that is not the first says that they do not report with each of them.
             told = any(other.largest is not None for other in self.state.records.values())
-            record.trial.last_resource = 0 if told else None
+            record.trial.last_resource = 0 if told or self._wrote_once(record.trial.trial_id) else None
         self.state.backend.restart_trial(record.trial.trial_id, from_scratch=cause is Cause.scratch)
         record.trial.config = full
         self._begin_run(record, cause)
 
+    def _wrote_once(self, trial_id: int) -> bool:
+        backend = self.state.backend
+        return backend.path is not None and holds_first_only(backend.checkpoint_trial_path(trial_id))
+
     def _begin_run(self, record: TrialRecord, cause: Cause) -> None:
+        self.state.amid = True
         record.begin_run(record.run + 1, cause)
         self.state.scheduler.on_trial_resume(record.trial)
         self.state.busy += 1
@@ -380,6 +395,7 @@ class Suggestions:
                 "time": now,
             }
         )
+        self.state.amid = False
 
 
 def _suggestion_state(suggestion: TrialSuggestion) -> dict[str, Any]:

@@ -54,6 +54,7 @@ _PLAIN = (
     "bad_report",
     "warned",
     "unknown",
+    "outside",
 )
 """Fields of a record that are numbers, strings and switches."""
 
@@ -84,6 +85,7 @@ class TrialRecord:
         bad_report: Why its last report could not be used.
         warned: Whether a repeated report has been warned of.
         unknown: Whether the scheduler does not know it: another one had started it, in another configuration space.
+        outside: Whether it was stopped because it does not suit the new configuration space.
         owed: Why a resumed experiment has to run it again, ``None`` if it has not.
     """
 
@@ -107,6 +109,7 @@ class TrialRecord:
     bad_report: str | None = None
     warned: bool = False
     unknown: bool = False
+    outside: bool = False
     owed: Cause | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,4 +158,5 @@ class TrialRecord:
         self.repeated = None
         self.counted_in_run = 0
         self.bad_report = None
+        self.outside = False
         self.owed = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sthyper.errors import closest
 
-__all__ = ["check_launch", "check_options", "parse_channel"]
+__all__ = ["check_launch", "check_options", "is_any_address", "parse_channel"]
 
 _LAUNCHES = ("auto", "fork", "exec", "inline")
 
@@ -77,6 +78,14 @@ def parse_channel(channel: str) -> tuple[str | None, int]:
         if host and port.isdigit() and int(port) < 65536:
             return host.strip("[]"), int(port)
     raise ValueError(f"channel must be 'unix', 'tcp' or 'tcp:HOST:PORT', got {channel!r}")
+
+
+def is_any_address(host: str) -> bool:
+    """Whether a host stands for all addresses of a machine: one listens there, and cannot connect to it."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _number(name: str, value: object) -> float:

@@ -321,8 +321,9 @@ class ProcessRunner:
                 case lw.Started(key=key, pid=pid, start_time=start_time):
                     if (state := self._runs.get(key)) is not None:
                         state.started = time.monotonic()
-                        if self._timeouts.first_report is not None and state.ordered is None:
-                            # From here on, not from the order: the first trial waits for the libraries.
+                        # From here on, not from the order: the first trial waits for the libraries. Its first report
+                        # may be quicker than this message.
+                        if self._timeouts.first_report is not None and state.ordered is None and not state.heard:
                             state.deadline = time.monotonic() + self._timeouts.first_report
                         self._queue.append(
                             MessageEvent(
@@ -367,6 +368,7 @@ class ProcessRunner:
     def _hand_on(self, state: RunState, event: ReportEvent) -> None:
         state.deadline = None
         state.unanswered += 1
+        state.heard = True
         self._queue.append(event)
 
     def _look_at_prints(self, now: float) -> None:

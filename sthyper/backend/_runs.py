@@ -123,6 +123,7 @@ class RunState:
         deadline: ``time.monotonic()`` at which it counts as hung.
         lost_ranks: Ranks whose connection is gone: client -> rank and time until which it may come back.
         printed: Its reports on stdout, for runs outside the fork server that have not connected.
+        heard: Whether it has reported anything.
         unanswered: Reports that were handed on and are not answered yet.
         gone: Whether all its processes are gone.
         started: ``time.monotonic()`` of its start.
@@ -139,6 +140,7 @@ class RunState:
     deadline: float | None = None
     lost_ranks: dict[str, tuple[int, float]] = field(default_factory=dict)
     printed: PrintedReports | None = None
+    heard: bool = False
     unanswered: int = 0
     gone: bool = False
     started: float = field(default_factory=time.monotonic)

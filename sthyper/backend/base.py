@@ -144,6 +144,8 @@ class TrialBackend(Described, ABC):
         outlives_tuner: Whether trials go on while there is no tuner, so that a resumed one takes them up again by
             :meth:`reattach`. Otherwise they have ended with the tuner, and are run again from their checkpoints.
         recalling: Whether a resumed tuner goes through recorded events: orders are booked and not carried out.
+        held: Whether the tuner waits for room on the disk, say to record what it has ordered: nothing that it has
+            ordered may begin where it outlives the tuner.
         keep_trying: Calls the function that it is given, which writes files; the tuner's calls it again once there is
             room where there was none.
     """
@@ -162,6 +164,7 @@ class TrialBackend(Described, ABC):
         self._runs: dict[int, int] = {}
         self._busy: set[int] = set()
         self.recalling = False
+        self.held = False
         self.keep_trying: Callable[[Callable[[], Any]], Any] = _once
 
     # ---- life of the backend -------------------------------------------------------------------------

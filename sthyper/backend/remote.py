@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import selectors
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 from sthyper.backend._address import listen_again
 from sthyper.backend._environment import trial_environment
 from sthyper.backend._memory import OomKills
-from sthyper.backend._options import parse_channel
+from sthyper.backend._options import is_any_address, parse_channel
 from sthyper.backend._remote_runs import RemoteRun
 from sthyper.backend._runs import RunSpec, RunState
 from sthyper.backend.base import (
@@ -43,6 +44,8 @@ from sthyper.trial import SchedulerDecision, Status, Trial
 
 __all__ = ["RemoteBackend"]
 
+logger = logging.getLogger(__name__)
+
 CLOSE_SECONDS = 10.0
 """Longest wait of :meth:`RemoteBackend.close` for trials to be gone."""
 LOOK_SOON = 0.05
@@ -64,8 +67,9 @@ class RemoteBackend(TrialBackend):
     ended (:meth:`_ended`).
 
     Args:
-        channel: ``"tcp"`` for a free port of the loopback device, or ``"tcp:HOST:PORT"`` (port 0 for a free one). A
-            resumed tuner listens where the one before did, if it can.
+        channel: ``"tcp"`` for a free port of the loopback device, or ``"tcp:HOST:PORT"`` (port 0 for a free one), where
+            HOST is the name or address under which trials reach this machine. A resumed tuner listens where the one
+            before did, if it can.
         reconnect_grace: Seconds that trial and tuner look for each other after a connection was lost
             (``STHYPER_RECONNECT_GRACE`` in the trial's environment).
         stop_grace: Seconds that a trial has to end itself after STOP or PAUSE before it is ended.
@@ -98,6 +102,12 @@ class RemoteBackend(TrialBackend):
             raise ValueError(
                 f"channel={channel!r} reaches processes of this machine only; trials that run elsewhere need 'tcp' or "
                 "'tcp:HOST:PORT'"
+            )
+        if is_any_address(host):
+            raise ValueError(
+                f"channel={channel!r} names no machine, and trials get this address to connect to; give the name or "
+                "address under which they reach this machine, such as "
+                f"'tcp:{socket.gethostname()}:{self._port}'"
             )
         for name, seconds in (("reconnect_grace", reconnect_grace), ("stop_grace", stop_grace)):
             if isinstance(seconds, bool) or not isinstance(seconds, int | float):
@@ -181,7 +191,10 @@ class RemoteBackend(TrialBackend):
             return
         left = {run.trial_id: run.place for run in self._remote_runs.values() if run.place is not None}
         for trial_id, place in left.items():
-            self._terminate(trial_id, place, force=True)
+            try:
+                self._terminate(trial_id, place, force=True)
+            except Exception as error:  # the others are to end all the same
+                logger.error("trial %d cannot be ended at %s: %r", trial_id, place, error)
         end = time.monotonic() + (CLOSE_SECONDS if wait else 0.0)
         while left and time.monotonic() < end:
             for trial_id in self._ended(left):
@@ -275,7 +288,8 @@ class RemoteBackend(TrialBackend):
             time.sleep(0.1 if timeout is None else min(0.1, timeout))
             return []
         end = None if timeout is None else time.monotonic() + timeout
-        self._submit_waiting()
+        if not self.held:
+            self._submit_waiting()
         while True:
             now = time.monotonic()
             self._look(now)
