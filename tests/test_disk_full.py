@@ -439,6 +439,7 @@ def test_room_that_is_needed_elsewhere_is_waited_for_a_while(
 ) -> None:
     """The disk that is full is not the experiment's: nothing tells when there is room again."""
     monkeypatch.setattr("sthyper._tuning.room.PATIENCE", patience)
+    monkeypatch.setattr("sthyper._tuning.room.MORE_ROOM", 1 << 60)  # others may delete files on this disk meanwhile
     script = tmp_path / "train.py"
     script.write_text(
         "from sthyper import Reporter\nreport = Reporter()\n"
