@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sthyper.callbacks.lightning.report import TuneReportCallback
+    from sthyper.callbacks.lightning.self_tuning import SelfTuningCallback
 
-__all__ = ["TuneReportCallback"]
+__all__ = ["SelfTuningCallback", "TuneReportCallback"]
 
-_HOMES = {"TuneReportCallback": "sthyper.callbacks.lightning.report"}
+_HOMES = {
+    "SelfTuningCallback": "sthyper.callbacks.lightning.self_tuning",
+    "TuneReportCallback": "sthyper.callbacks.lightning.report",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,7 @@ def plot_trials(
     title: str,
     figure_path: str | Path | None = None,
     figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
 ) -> None:
     """Draw the values of every trial over the time of the experiment.
 
@@ -96,6 +97,7 @@ def plot_trials(
         title: Title of the figure.
         figure_path: Where the figure is saved; ``None`` shows it.
         figsize: Width and height in inches, default 12 x 4.
+        ax: Axes to draw on instead of a figure of their own.
     """
     curves: dict[int, list[list[_Point]]] = {}
     ends: dict[str, dict[int, _Point]] = {"stopped": {}, "paused": {}}
@@ -114,7 +116,7 @@ def plot_trials(
             ends["stopped"][trial_id] = point
         elif decision == SchedulerDecision.PAUSE and trials[trial_id].status == Status.paused:
             ends["paused"][trial_id] = point
-    with _axes(figure_path, figsize or (12.0, 4.0)) as axes:
+    with _axes(figure_path, figsize or (12.0, 4.0)) if ax is None else nullcontext(ax) as axes:
         from matplotlib.collections import LineCollection
 
         segments: list[list[_Point]] = []

@@ -32,6 +32,7 @@ from sthyper.tuning_status import metric_name_mode
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
     from sthyper.tuner import Tuner
 
@@ -247,6 +248,7 @@ class ExperimentResult:
         metric_to_plot: int | str = 0,
         figure_path: str | Path | None = None,
         figsize: tuple[float, float] | None = None,
+        ax: Axes | None = None,
     ) -> None:
         """Draw the curve of every trial over time: a red x where it was stopped, a square where it stays paused.
 
@@ -254,14 +256,17 @@ class ExperimentResult:
             metric_to_plot: Name or index of the metric.
             figure_path: File for the figure; ``None`` shows it.
             figsize: Width and height in inches; default 12 x 4.
+            ax: Axes of matplotlib to draw on; nothing is saved or shown then.
 
         Raises:
             MissingExtra: If matplotlib is not installed.
-            ValueError: If the metric is unknown.
+            ValueError: If the metric is unknown, or ``ax`` is given with another argument for the figure.
         """
+        if ax is not None and (figure_path is not None or figsize is not None):
+            raise ValueError("ax draws on a figure of yours: figure_path and figsize have no effect with it")
         name, _ = metric_name_mode(self.metric_names(), self.metric_mode(), metric_to_plot)
         rows = self._record.table.rows(joined=False)
-        plot_trials(rows, self.trials, name, self.name, figure_path, figsize)
+        plot_trials(rows, self.trials, name, self.name, figure_path, figsize, ax)
 
     def __str__(self) -> str:
         counts = Counter(trial.status.value for trial in self.trials.values())

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sthyper.experiment import load_experiment
 from sthyper.journal import read_journal
+from sthyper.selftuning.defaults import AUGMENTATIONS, REGULARISERS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -169,3 +171,110 @@ def test_ask_tell(tmp_path: Path) -> None:
     # Saved and loaded in the middle, the search goes on as if nothing had happened.
     whole = run("ask_tell.py", "--trials", "12", "--restart_after", "0", cwd=tmp_path)
     assert [line for line in out.splitlines() if not line.startswith("---")] == whole.splitlines()
+
+
+def test_self_tuning_relu(tmp_path: Path) -> None:
+    out = run("self_tuning_relu.py", "--epochs", "4", "--points", "40", cwd=tmp_path)
+    assert re.match(r"start values kept: validation loss \d\.\d{5} at best.*\nself-tuned: validation loss \d", out), out
+    assert (tmp_path / "relu.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("options", [(), ("--kind", "stn"), ("--tune_scales",)])
+def test_self_tuning_relu_is_better_than_its_start_values(tmp_path: Path, options: tuple[str, ...]) -> None:
+    out = run("self_tuning_relu.py", *options, cwd=tmp_path, timeout=110.0)
+    fixed, tuned = (float(loss) for loss in re.findall(r"validation loss (\S+) at best", out))
+    assert tuned < fixed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_self_tuning_relu_animated(tmp_path: Path) -> None:
+    out = run("self_tuning_relu.py", "--epochs", "4", "--animation", "relu.gif", cwd=tmp_path, timeout=110.0)
+    assert "animation: relu.gif" in out
+    assert (tmp_path / "relu.gif").read_bytes().startswith(b"GIF8")
+
+
+@pytest.mark.slow
+def test_self_tuning_digits(tmp_path: Path) -> None:
+    out = run("self_tuning_digits.py", "--epochs", "12", cwd=tmp_path)
+    accuracies = re.findall(r"test accuracy (0\.\d{4})$", out, re.MULTILINE)
+    # What is exported is the network of the best epoch.
+    assert out.count(f"accuracy of the exported Sequential: {accuracies[-1]}\n") == 1, out
+    assert float(accuracies[-1]) > 0.4
+    assert (tmp_path / "digits.png").exists()
+
+
+def write_cifar(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 140, dtype=np.uint8)
+    images = rng.integers(0, 256, (140, 32, 32, 3), dtype=np.uint8) // 4 + 15 * labels[:, None, None, None]
+    np.savez(path, x_train=images[:100], y_train=labels[:100], x_test=images[100:], y_test=labels[100:])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--network", "small_cnn"),
+        ("--network", "small_cnn", "--tune", "all", "--tune_scales"),
+        ("--network", "small_cnn", "--kind", "stn", "--tune", "dropout", "fcdropout", "hue", "--start", "dropout=0.3"),
+        ("--network", "keras_cnn", "--tune", "all", "--update", "joint", "--paper", "delta-stn"),
+        ("--network", "lstm", "--tune", "all", "--response", "full", "--save", "lstm.pt"),
+    ],
+)
+def test_self_tuning_cifar(tmp_path: Path, options: tuple[str, ...]) -> None:
+    write_cifar(tmp_path / "cifar.npz")
+    settings = ("--epochs", "2", "--batch_size", "20", "--device", "cpu", *options)
+    out = run("self_tuning_cifar.py", "--data", "cifar.npz", *settings, cwd=tmp_path, timeout=110.0)
+    assert re.search(r"^test loss \d\.\d{4}, accuracy 0\.\d{4}$", out, re.MULTILINE), out
+    assert (tmp_path / "cifar.png").exists()
+    assert ("--save" in options) == (tmp_path / "lstm.pt").exists()
+    if "all" in options:
+        names = set(re.findall(r"^  (\w+): ", out, re.MULTILINE))
+        listed = set(run("self_tuning_cifar.py", *options[:2], "--list", cwd=tmp_path).split())
+        assert names == listed - {"dropout", "fcdropout"}
+
+
+def test_every_regulariser_is_in_one_example(tmp_path: Path) -> None:
+    names: set[str] = set()
+    for network in ("alexnet", "vgg16", "lstm"):
+        names |= set(run("self_tuning_cifar.py", "--network", network, "--list", cwd=tmp_path).split())
+    assert names >= {*REGULARISERS, *AUGMENTATIONS, "pixel_keep_prob"}
+    # AlexNet of 2019 and VGG16: dropout layers with names of their own.
+    assert names >= {*(f"dropout{i}" for i in range(14)), "fcdropout0", "fcdropout1", "dropout_fc1", "dropout_fc2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--kind", "stn"), ("--no_tuning", "--optimizer", "sgd", "--lr", "5")])
+def test_self_tuning_text(tmp_path: Path, options: tuple[str, ...]) -> None:
+    out = run("self_tuning_text.py", "--epochs", "4", "--warm_up", "1", *options, cwd=tmp_path)
+    perplexities = [float(p) for p in re.findall(r"validation perplexity (\S+)$", out, re.MULTILINE)]
+    assert len(perplexities) == 4
+    assert min(perplexities) < perplexities[0]
+    tuned = re.search(r"^  dropouto: (\S+)$", out, re.MULTILINE)
+    assert tuned is not None
+    assert (float(tuned[1]) == 0.05) == ("--no_tuning" in options)
+
+
+@pytest.mark.slow
+def test_self_tuning_text_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 40)
+    out = run("self_tuning_text.py", "--data", "text.txt", "--epochs", "3", "--batch_size", "4", cwd=tmp_path)
+    assert "test perplexity" in out
+    assert (tmp_path / "text.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_hybrid(tmp_path: Path) -> None:
+    out = run("hybrid.py", "--trials", "2", "--epochs", "3", cwd=tmp_path, timeout=110.0)
+    found = re.search(r"best configuration: trial (\d+), loss \d\.\d{3} after epoch \d", out)
+    assert found is not None, out
+    tuned = re.findall(r"tuned inside: +(\w+) (\S+) -> (\S+)$", out, re.MULTILINE)
+    assert [name for name, _, _ in tuned] == ["input_dropout", "hidden_dropout", "noise", "decay"]
+    assert all(first != last for _, first, last in tuned)
+    experiment = load_experiment("hybrid")
+    assert len(experiment.trials) == 2

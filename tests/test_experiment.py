@@ -352,6 +352,19 @@ def test_marks_of_stopped_and_paused_trials(three_trials: Writer, tmp_path: Path
     assert ">paused<" in svg
 
 
+def test_trials_on_axes_of_ones_own(three_trials: Writer, tmp_path: Path) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    figure = figures.Figure()
+    left, right = figure.subplots(1, 2)
+    experiment = load_experiment("exp")
+    experiment.plot_trials_over_time("loss", ax=right)
+    assert right.get_ylabel() == "loss"
+    assert right.has_data()
+    assert not left.has_data()
+    with pytest.raises(ValueError, match="ax draws on a figure of yours"):
+        experiment.plot_trials_over_time(ax=left, figure_path=tmp_path / "x.png")
+
+
 def test_figures_of_an_experiment_without_reports(write: Write, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write()

@@ -291,6 +291,11 @@ PARTS = {
     "schedulers.hyperband.rungs.RungSystem": "baselines.ASHA",
     "searchers.base.BaseSearcher": "searchers.random.RandomSearcher",
     "searchers.multifidelity.BracketDistribution": "baselines.ASHA",
+    "selftuning._batches.BatchStream": "selftuning.trainer.SelfTuner",
+    "selftuning._hyper_step.Notices": "selftuning.trainer.SelfTuner",
+    "selftuning._trainer_parts.Best": "selftuning.trainer.SelfTuner",
+    "selftuning._trainer_parts.Optimizers": "selftuning.trainer.SelfTuner",
+    "selftuning._trainer_parts.Schedulers": "selftuning.trainer.SelfTuner",
     "tuner_callback.TunerCallback": "results_callback.StoreResultsCallback",
     "tuning_status.TuningStatus": "_tuning.loop.TuningLoop",
 }
@@ -299,6 +304,11 @@ ELSEWHERE = {
     "schedulers.ask_tell.AskTellScheduler": HERE,
     # In trials, not in the tuner: its state is in the trial's checkpoint.
     "_checkpoints.StatefulObject": "test_checkpoints.py",
+    "selftuning.controls.Control": "selftuning/test_controls.py",
+    "selftuning.controls.GaussianValues": "selftuning/test_controls.py",
+    "selftuning.controls.SinusoidValues": "selftuning/test_controls.py",
+    "selftuning.schedule.Schedule": "selftuning/test_schedule.py",
+    "selftuning.trainer.SelfTuner": "selftuning/test_trainer.py",
 }
 # Class -> why nothing of it is ever saved.
 NOTHING = {"_tuning.following.Follower": "stands in for a scheduler while a record is gone through"}

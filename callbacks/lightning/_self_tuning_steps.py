@@ -1,0 +1,354 @@
+"""The updates that a self-tuning training has beside that of Lightning, with their optimisers and counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from sthyper.callbacks.lightning._self_tuning_data import ValidationStream, mixed, to_device
+from sthyper.callbacks.lightning._self_tuning_passes import SkippedStep, run_step, undisturbed, validating
+from sthyper.callbacks.lightning._self_tuning_ranks import mean_over_ranks
+from sthyper.errors import closest
+from sthyper.selftuning.perturbation import Perturbation
+from sthyper.selftuning.steps import (
+    HyperStepResult,
+    apply_gradients,
+    apply_hypergradients,
+    evaluating,
+    gradients_of,
+    hypergradients,
+    perturbed_loss,
+)
+from sthyper.selftuning.trainer import SelfTunerOptions
+from sthyper.selftuning.transform import SelfTuning
+
+__all__ = ["Counts", "Updates"]
+
+_PERTURBATION, _PASS, _VALIDATION, _HYPER = range(4)  # what a seed is for
+_TENTH = 10
+
+
+@dataclass
+class Counts:
+    """How far a run is, and what was planned when it began.
+
+    Args:
+        batches: Batches that were trained on.
+        steps: Steps of the optimiser of the user.
+        hyper_steps: Hyper steps.
+        tuned_from: Step after which hyper steps begin; ``None`` while that is not known.
+        planned: Steps of the whole run; 0 if unknown, ``None`` before it was planned.
+    """
+
+    batches: int = 0
+    steps: int = 0
+    hyper_steps: int = 0
+    tuned_from: int | None = None
+    planned: int | None = None
+
+
+@dataclass
+class Updates:
+    """Response updates and hyper steps of one ``fit``.
+
+    Args:
+        trainer: The Trainer.
+        module: What is trained.
+        part: What makes it self-tuning.
+        options: How to train.
+        separate: Whether responses are updated here, and not by the optimiser of the user.
+        axis: Axis of the examples.
+        val_loss: Name of the logged value that hyper steps minimise.
+        seed: Seed of all that is drawn.
+        counts: How far the run is.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    part: SelfTuning
+    options: SelfTunerOptions
+    separate: bool
+    axis: int
+    val_loss: str | None
+    seed: int
+    counts: Counts
+    source: str | None = None
+    stream: ValidationStream | None = None
+    responses: list[nn.Parameter] = field(default_factory=list)
+    optimizers: dict[str, Optimizer] = field(default_factory=dict)
+    _waiting: list[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        h, options = self.part.hyperparameters, self.options
+        if self.separate:
+            self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
+            self.optimizers["responses"] = Adam(self.responses, lr=options.response_lr)
+        self.optimizers["hyper"] = Adam([h.raw], lr=options.hyper_lr)
+        if options.tune_scales:
+            self.optimizers["scales"] = Adam([h.raw_scale], lr=self._scale_lr())
+
+    # ---- the plan ------------------------------------------------------------------------------------
+
+    def plan(self) -> None:
+        """Choose what depends on the length of the run, once; to be called when the loaders are known."""
+        if self.counts.planned is not None:
+            return
+        total = self.trainer.estimated_stepping_batches
+        self.counts.planned = int(total) if math.isfinite(total) else 0
+        if getattr(self.trainer, "fast_dev_run", False) or self.options.warm_up_epochs == 0:
+            self.counts.tuned_from = 0
+        elif self.options.warm_up_epochs is None and self.counts.planned:
+            self.counts.tuned_from = self.counts.planned // _TENTH
+
+    def _scale_lr(self) -> float:
+        return self.options.hyper_lr if self.options.scale_lr is None else self.options.scale_lr
+
+    def _slow_down(self) -> None:
+        """Set learning rates that fall to the end of the run."""
+        counts, first = self.counts, self.counts.tuned_from or 0
+        length = (counts.planned or 0) - first
+        done = min((counts.steps - first) / length, 1.0) if length > 0 else 0.0
+        part = 1.0 - (1.0 - self.options.hyper_lr_end) * done
+        self.optimizers["hyper"].param_groups[0]["lr"] = self.options.hyper_lr * part
+        if "scales" in self.optimizers:
+            self.optimizers["scales"].param_groups[0]["lr"] = self._scale_lr() * part
+
+    def epoch_starts(self) -> None:
+        """See whether the warm-up is over, if it is counted in epochs."""
+        warm_up = 1 if self.options.warm_up_epochs is None else self.options.warm_up_epochs
+        if self.counts.tuned_from is None and self.trainer.current_epoch >= warm_up:
+            self.counts.tuned_from = self.counts.steps
+
+    def due(self) -> bool:
+        """Whether a hyper step is to be made now."""
+        counts, options = self.counts, self.options
+        if counts.tuned_from is None:
+            return False
+        cycles = (counts.steps - counts.tuned_from) // options.train_steps
+        if getattr(self.trainer, "fast_dev_run", False):
+            cycles = max(cycles, 1)
+        return counts.hyper_steps < options.hyper_steps * cycles
+
+    # ---- perturbations -------------------------------------------------------------------------------
+
+    def draw(self, size: int, groups: int | None, tracks: bool = False) -> Perturbation:
+        """Draw the perturbation of this batch: of its own on each rank, but for what a whole batch shares.
+
+        Args:
+            size: Number of examples.
+            groups: In how many groups they are cut.
+            tracks: Whether running statistics are left alone.
+        """
+        h = self.part.hyperparameters
+        h.reseed(self._seed(_PERTURBATION, self.counts.batches), self._common_seed(_PERTURBATION, self.counts.batches))
+        return h.draw(size, groups, tracks=tracks)
+
+    def groups(self) -> int | None:
+        """Return in how many groups batches are cut where perturbed examples have weights of their own."""
+        return self.part.groups if self.options.groups is None else self.options.groups
+
+    def _seed(self, purpose: int, count: int) -> int:
+        return mixed(self.seed, purpose, count, 1 + self.trainer.global_rank)
+
+    def _common_seed(self, purpose: int, count: int) -> int:
+        return mixed(self.seed, purpose, count, 0)
+
+    # ---- updates -------------------------------------------------------------------------------------
+
+    def respond(self, batch: Any, batch_idx: int, size: int, linear: bool, stepped: bool) -> None:
+        """Do the response update on a batch, or add its gradients to those that wait.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its number.
+            size: Number of examples.
+            linear: Whether predictions are linearised.
+            stepped: Whether the optimiser of the user has made a step.
+        """
+        gradients = self._response_gradients(batch, batch_idx, size, linear)
+        share = 1 / self.trainer.accumulate_grad_batches
+        if gradients is not None:
+            # The last number says on how many batches there was a loss.
+            new = [g * share for g in gradients] + [self._one(share)]
+            self._waiting = new if self._waiting is None else [a + b for a, b in zip(self._waiting, new, strict=True)]
+        if not stepped:
+            return
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            waiting = [torch.zeros_like(p) for p in self.responses] + [self._one(0.0)]
+        *mean, weight = mean_over_ranks(self.trainer, waiting)
+        if self._scale() != 1.0 and not all(bool(torch.isfinite(g).all()) for g in mean):
+            return  # what a gradient scaler does
+        if weight > 0:
+            apply_gradients([self.optimizers["responses"]], self.responses, mean, self.options.max_norm)
+
+    def _response_gradients(self, batch: Any, batch_idx: int, size: int, linear: bool) -> list[Tensor] | None:
+        perturbation = self.draw(size, None if linear else self.groups(), tracks=not linear)
+        scale = self._scale()
+
+        def closure() -> Tensor:
+            with self.trainer.precision_plugin.train_step_context():
+                loss = _loss_of(run_step(self.module, "training_step", batch, batch_idx))
+            if loss is None:
+                raise SkippedStep
+            return loss
+
+        with undisturbed(self.trainer, self.module, self._seed(_PASS, self.counts.batches)), torch.enable_grad():
+            try:
+                loss = perturbed_loss(closure, self.part.hyperparameters, perturbation, linear)
+            except SkippedStep:
+                return None
+            gradients = gradients_of(loss * scale, self.responses)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(self.responses, gradients, strict=True)]
+        return [g / scale for g in filled] if scale != 1.0 else filled
+
+    def hyper_step(self) -> HyperStepResult:
+        """Move the hyperparameters down the gradient of the loss of the next validation batch, of all ranks."""
+        assert self.stream is not None
+        trainer, module, options, h = self.trainer, self.module, self.options, self.part.hyperparameters
+        seed = self._seed(_HYPER, self.counts.hyper_steps)
+        scale = self._scale()
+        with validating(trainer), undisturbed(trainer, module, seed) as logged, evaluating(module):
+            batch, index = self.stream.next()
+            batch = to_device(trainer, module, batch)
+            h.reseed(seed, self._common_seed(_HYPER, self.counts.hyper_steps))
+            loss, gradients = hypergradients(
+                lambda: self._validation_loss(batch, index, logged) * scale,
+                h,
+                entropy_weight=options.entropy_weight * scale,
+                batch_size=size_of(batch, self.axis) if options.tune_scales else None,
+                groups=self.groups() if options.tune_scales else None,
+            )
+        loss, *mean = mean_over_ranks(trainer, [loss.to(h.raw.dtype) / scale, *(g / scale for g in gradients)])
+        self.counts.hyper_steps += 1
+        self._slow_down()
+        return apply_hypergradients(
+            h,
+            loss,
+            mean,
+            self.optimizers["hyper"],
+            self.optimizers.get("scales"),
+            bound=options.bound,
+            scale_bounds=options.scale_bounds,
+        )
+
+    def _validation_loss(self, batch: Any, index: int, logged: dict[str, Any]) -> Tensor:
+        if self.source is None:
+            self.source = self._choose_source(batch, index, logged)
+        if self.source == "training_step":
+            with self.trainer.precision_plugin.train_step_context():
+                loss = _loss_of(run_step(self.module, "training_step", batch, index))
+        else:
+            with self.trainer.precision_plugin.val_step_context():
+                output = run_step(self.module, "validation_step", batch, index)
+            loss = _loss_of(output) if self.val_loss is None else self._logged(logged)
+        if loss is None:
+            raise ValueError(f"SelfTuningCallback: {self.source} returned no loss for a validation batch")
+        return loss
+
+    def _choose_source(self, batch: Any, index: int, logged: dict[str, Any]) -> str:
+        """Find out, at the first hyper step, where the validation loss is."""
+        if self.val_loss is not None:
+            return "validation_step"
+        if is_overridden("validation_step", self.module):
+            with self.trainer.precision_plugin.val_step_context():
+                loss = _loss_of(run_step(self.module, "validation_step", batch, index))
+            if loss is not None and loss.dim() == 0 and loss.requires_grad:
+                return "validation_step"
+            names = [name for name, value in logged.items() if isinstance(value, Tensor) and value.requires_grad]
+            hint = f"; name the logged one that is to be minimised with val_loss=..., of {names}" if names else ""
+        else:
+            hint = ""
+        rank_zero_info(
+            "SelfTuningCallback: validation_step returns no loss, so hyper steps minimise that of training_step in "
+            f"evaluation mode{hint}"
+        )
+        return "training_step"
+
+    def _logged(self, logged: dict[str, Any]) -> Tensor:
+        value = logged.get(str(self.val_loss))
+        if value is None:
+            raise ValueError(
+                f"val_loss={self.val_loss!r} was not logged in validation_step{closest(self.val_loss, logged)}; logged "
+                f"were {sorted(logged)}"
+            )
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise ValueError(
+                f"val_loss={self.val_loss!r} was logged as {type(value).__name__} without a gradient; log the tensor "
+                "itself, not its .item() or .detach()"
+            )
+        return value
+
+    def _scale(self) -> float:
+        """Return what losses are multiplied by, so that gradients in 16 bits do not vanish."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def _one(self, value: float) -> Tensor:
+        return torch.full((1,), value, device=self.responses[0].device, dtype=self.responses[0].dtype)
+
+    # ---- state ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the optimisers, and where the validation data is."""
+        stream = self.stream
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "stream": None if stream is None else [stream.passes, stream.taken],
+            "source": self.source,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the states of the optimisers.
+
+        Raises:
+            ValueError: If there were others.
+        """
+        saved = state["optimizers"]
+        if set(saved) != set(self.optimizers):
+            raise ValueError(
+                f"the checkpoint holds the optimisers {sorted(saved)}, these options make {sorted(self.optimizers)}: "
+                "go on with the same update and tune_scales"
+            )
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(saved[name])
+        self.source = state["source"]
+
+    def open_stream(self, loader: Any, place: list[int] | None) -> None:
+        """Begin to read validation data.
+
+        Args:
+            loader: The loader.
+            place: Passes and batches that were taken before.
+        """
+        self.stream = ValidationStream(loader, self._seed(_VALIDATION, 0))
+        if place is not None:
+            self.stream.passes, self.stream.taken = place
+
+    def close(self) -> None:
+        """Give up what belongs to one ``fit``."""
+        if self.stream is not None:
+            self.stream.close()
+
+
+def size_of(batch: Any, axis: int) -> int:
+    """Return the number of examples of a batch."""
+    from lightning.pytorch.utilities.data import extract_batch_size
+
+    from sthyper.selftuning._batches import first_size
+
+    return extract_batch_size(batch) if axis == 0 else first_size(batch, axis)
+
+
+def _loss_of(output: Any) -> Tensor | None:
+    """Return the loss in what a step returned."""
+    loss = output.get("loss") if isinstance(output, dict) else output
+    return loss if isinstance(loss, Tensor) and loss.is_floating_point() else None
