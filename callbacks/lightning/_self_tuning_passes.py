@@ -80,7 +80,10 @@ def validating(trainer: Trainer) -> Iterator[None]:
 
 def seed_all(seed: int) -> None:
     """Seed the global generators of torch, NumPy and Python."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    cuda: Any = torch.cuda
+    if cuda.is_available() and cuda.is_initialized():  # seeds that wait for the first use of a GPU stay
+        cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the user's code may draw from it)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from sthyper.selftuning.schedule import Schedule
 from sthyper.selftuning.steps import HyperStepResult, Notices
 
 __all__ = ["Record"]
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "selftuning"
 
@@ -35,6 +38,7 @@ class Record:
         self.schedule = Schedule()
         self.notices = Notices()
         self.epochs_before = 0
+        self._looked = False
         self._metrics: dict[str, float] = {}
         self._train_loss: tuple[float | Tensor, int] = (0.0, 0)
 
@@ -68,7 +72,11 @@ class Record:
             result: What it did.
             step: Optimiser steps so far.
         """
-        self.notices.hear(result, step)
+        if trainer.is_global_zero:
+            self.notices.hear(result, step)
+        else:  # said once
+            self.notices.skipped += result.skipped
+            self.notices.idle.update(result.idle)
         self.schedule.record(
             self.hyperparameters,
             step=step,
@@ -83,8 +91,8 @@ class Record:
         """Tell the loggers, if it is their turn."""
         if trainer._logger_connector.should_update_logs or getattr(trainer, "fast_dev_run", False):
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            for logger in trainer.loggers:
-                logger.log_metrics(self._metrics, step=step)
+            for destination in trainer.loggers:
+                destination.log_metrics(self._metrics, step=step)
 
     def epoch_ends(self, trainer: Trainer, step: int) -> None:
         """Sum an epoch up.
@@ -98,12 +106,26 @@ class Record:
         epoch = self._epoch(trainer)
         self.schedule.record(self.hyperparameters, step=step, epoch=epoch, train_loss=mean, kind="epoch")
 
+    def name_unused(self) -> None:
+        """Say once, after the first epoch, which hyperparameters nothing asked for."""
+        if self._looked:
+            return
+        self._looked = True
+        unused = [name for name in self.hyperparameters.names if name not in self.hyperparameters.read]
+        if unused:
+            logger.warning(
+                "hyperparameters %s were used nowhere in the first epoch: neither a dropout layer (dropout=...) nor "
+                "training_step asked for self.selftuning.hyperparameters[name]; what moves them is noise",
+                unused,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in types that load with ``weights_only=True``."""
         return {
             "schedule": self.schedule.state_dict(),
             "notices": self.notices.state_dict(),
             "epochs_before": self.epochs_before,
+            "looked": self._looked,
             "metrics": dict(self._metrics),
             "train_loss": [float(self._train_loss[0]), self._train_loss[1]],
         }
@@ -112,7 +134,7 @@ class Record:
         """Restore a state."""
         self.schedule.load_state_dict(state["schedule"])
         self.notices.load_state_dict(state["notices"])
-        self.epochs_before = state["epochs_before"]
+        self.epochs_before, self._looked = state["epochs_before"], state["looked"]
         self._metrics = dict(state["metrics"])
         total, n = state["train_loss"]
         self._train_loss = (total, n)

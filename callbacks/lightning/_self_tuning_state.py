@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sthyper.callbacks.lightning._self_tuning_checks import self_tuning_part
+from sthyper.callbacks.lightning._self_tuning_options import SelfTuneOptions
 from sthyper.callbacks.lightning._self_tuning_record import Record
 from sthyper.callbacks.lightning._self_tuning_results import packed, register, unpacked
 from sthyper.callbacks.lightning._self_tuning_steps import Counts, Updates
@@ -26,11 +29,13 @@ class SelfTuningState(Callback):
 
     Args:
         hyperparameters: The hyperparameters.
+        transformation: How modules are made self-tuning.
     """
 
-    def __init__(self, hyperparameters: Hyperparameters) -> None:
+    def __init__(self, hyperparameters: Hyperparameters, transformation: SelfTuneOptions) -> None:
         super().__init__()
         self.hyperparameters = hyperparameters
+        self.transformation = transformation
         self._id = register(self)
         self._forget()
         self._start()
@@ -92,11 +97,20 @@ class SelfTuningState(Callback):
         """Return a plain copy of the module, with the current rates in its dropout layers.
 
         Args:
-            module: The module that was trained.
+            module: The module that was trained. In the process of a script whose ranks Lightning has forked or spawned
+                it is a plain one with the weights of kind ``"delta"``; the rates are set in a copy of that, too.
 
         Raises:
-            ValueError: If it is not self-tuning.
+            ValueError: If it is plain, and of kind ``"stn"``, whose weights need responses.
         """
+        if self_tuning_part(module) is None:
+            if self.transformation.kind == "stn":
+                raise ValueError(
+                    "the module is not self-tuning, and weights of kind 'stn' are incomplete without responses; load a "
+                    "checkpoint into a module with this callback (trainer.test(..., ckpt_path=...)) first"
+                )
+            module = copy.deepcopy(module)
+            self.transformation.apply(module, copy.deepcopy(self.hyperparameters))
         result = export(module)
         assert isinstance(result, LightningModule)
         return result

@@ -144,11 +144,9 @@ class SelfTuningCallback(SelfTuningState):
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
-        super().__init__(make_hyperparameters(hyperparameters, start, scale, shared, seed))
+        transformation = SelfTuneOptions(kind, response, rank, groups, include, exclude or (), dropout, batch_dim, seed)
+        super().__init__(make_hyperparameters(hyperparameters, start, scale, shared, seed), transformation)
         self.val_dataloader = val_dataloader
-        self.transformation = SelfTuneOptions(
-            kind, response, rank, groups, include, exclude or (), dropout, batch_dim, seed
-        )
         self.options = SelfTunerOptions(
             tune=tune,
             update=update,
@@ -224,12 +222,13 @@ class SelfTuningCallback(SelfTuningState):
         if found is None:
             self.transformation.apply(module, self.hyperparameters)
             part: SelfTuning = module.selftuning  # type: ignore[assignment]
-            self._forget()
         else:
             part = found[1]
             self.transformation.check(part, self.hyperparameters)
-            if part is not self._part and self._part is not None:
-                self._forget()
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self._part is not None and self._part is not part:
+            self._forget()
         self._part = part
         ranks.keep_out_of_reducer(trainer, module, self._own_parameters(part))
 
@@ -311,6 +310,8 @@ class SelfTuningCallback(SelfTuningState):
         """Sum the epoch up."""
         self._pass.close()
         self._record.epoch_ends(trainer, self._counts.steps)
+        if self._updates is not None and trainer.is_global_zero:
+            self._record.name_unused()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if nothing was tuned."""

@@ -529,6 +529,17 @@ class Hyperparameters(nn.Module):
             raise ValueError(f"the state is that of hyperparameters {list(state['names'])}, these are {self.names}")
         self._generator.set_state(state["generator"].cpu())
 
+    def __getstate__(self) -> dict[str, Any]:
+        # As bytes: the memory of a generator's state would be gone before a spawned process opens it.
+        own = {"_generator": bytes(self._generator.get_state().tolist()), "_shared_generator": None}
+        return {**self.__dict__, **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        generator = torch.Generator()
+        generator.set_state(torch.tensor(list(state["_generator"]), dtype=torch.uint8))
+        restore: Any = super().__setstate__
+        restore({**state, "_generator": generator})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Hyperparameters:
         copied = Hyperparameters(self._declared.values())
         memo[id(self)] = copied

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -269,6 +270,7 @@ def test_which_pass_sees_which_strengths(options: dict[str, Any], training: list
     evaluated = {(stage, centre, False) for stage in ("sanity_checking", "validating", "testing", "predicting")}
     hyper = set() if options.get("tune") is False else {("hyper", "centred", False)}
     assert {e for e in seen if e[0] not in ("training", "train")} - hyper <= evaluated | hyper
+    assert hyper <= seen
     assert [(k, m) for s, k, m in watch.kinds if s.lower().startswith("train")] == training * 6
 
 
@@ -552,6 +554,34 @@ def test_fast_dev_run_takes_every_part() -> None:
     assert (tuning.steps, tuning.hyper_steps) == (1, 1)
 
 
+def test_a_callback_is_pickled_as_it_is() -> None:
+    tuning = callback(start={"penalty": 0.5})
+    fit(Net("penalty"), tuning)
+    again = pickle.loads(pickle.dumps(tuning))
+    assert again.values() == tuning.values()
+    assert len(again.schedule) == len(tuning.schedule)
+    assert (again.steps, again.hyper_steps) == (tuning.steps, tuning.hyper_steps)
+    assert torch.equal(again.hyperparameters.draw(3).raw, tuning.hyperparameters.draw(3).raw)
+
+
+def test_another_module_is_tested_without_forgetting(tmp_path: Path) -> None:
+    tuning = callback()
+    trainer = fit(Net("penalty"), tuning)
+    rows = len(tuning.schedule)
+    trainer.test(Net("penalty"), loader(), verbose=False)
+    assert (tuning.hyper_steps, len(tuning.schedule)) == (6, rows)
+
+
+def test_export_of_a_plain_module_with_its_weights() -> None:
+    tuning = SelfTuningCallback({"drop": uniform(0, 0.9)}, start={"drop": 0.4})
+    exported = tuning.export(model := Net())
+    assert exported.drop.p == pytest.approx(0.4)
+    assert model.drop.p == 0.2
+    assert not hasattr(model, "selftuning")
+    with pytest.raises(ValueError, match="stn"):
+        SelfTuningCallback({"drop": uniform(0, 0.9)}, kind="stn").export(model)
+
+
 def test_a_second_fit_goes_on_and_another_module_begins_anew() -> None:
     tuning, model = callback(), Net("penalty")
     fit(model, tuning)
@@ -700,7 +730,15 @@ def test_idle_hyperparameters_stay_and_are_named_once(caplog: pytest.LogCaptureF
         fit(Net("penalty"), tuning)
     assert tuning.values()["holes"] == before["holes"]
     assert tuning.values()["penalty"] != before["penalty"]
-    assert sum("holes" in record.message for record in caplog.records) == 1
+    assert sum("makes no difference" in record.message for record in caplog.records) == 1
+
+
+def test_unused_hyperparameters_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    space = {"penalty": loguniform(1e-3, 10.0), "forgotten": uniform(0, 1)}
+    with caplog.at_level(logging.WARNING):
+        fit(Net("penalty"), callback(hyperparameters=space), max_epochs=3)
+    (message,) = [record.getMessage() for record in caplog.records if "used nowhere" in record.message]
+    assert "['forgotten']" in message
 
 
 def test_a_batch_without_a_loss_is_passed_over() -> None:
@@ -866,7 +904,9 @@ def test_a_command_line_interface_knows_every_argument() -> None:
             "warm_up_epochs": 0,
         },
     }
-    (tuning,) = parser.instantiate_classes(parser.parse_object({"callbacks": [entry]})).callbacks
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (tuning,) = parser.instantiate_classes(parser.parse_object({"callbacks": [entry]})).callbacks
     model = Net("penalty")
     fit(model, tuning)
     assert set(model.selftuning.forms) == {"body"}
@@ -898,7 +938,7 @@ def test_forms_of_responses(options: dict[str, Any], names: set[str]) -> None:
         {"seed": 1},
         {"hyper_lr": 0.3},
         {"response_lr": 0.1},
-        {"bound": 0.5},
+        {"bound": 0.05},
         {"max_norm": 1e-3},
         {"rank": 1},
         {"scale": 0.3},

@@ -28,7 +28,7 @@ def on_two_ranks(folder: Path, strategy: str, *cases: str) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     return folder

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -415,3 +416,24 @@ def test_a_gpu_sees_the_same_perturbations() -> None:
     torch.testing.assert_close(h.draw(4, groups=2).raw, p.raw.cpu())
     with on_gpu.use(p):
         assert on_gpu["dropout"].is_cuda
+
+
+def test_shared_values_may_be_drawn_alike_on_all_ranks() -> None:
+    ranks = [make(shared=["decay"]) for _ in range(2)]
+    for rank, hyperparameters in enumerate(ranks):
+        hyperparameters.reseed(10 + rank, shared_seed=3)
+    for _ in range(2):
+        first, second = (hyperparameters.draw(4).raw for hyperparameters in ranks)
+        assert torch.equal(first[:, 1], second[:, 1])
+        assert not torch.equal(first[:, 0], second[:, 0])
+    ranks[1].reseed(10)
+    ranks[0].reseed(10)
+    assert torch.equal(ranks[0].draw(4).raw, ranks[1].draw(4).raw)
+
+
+def test_a_pickled_one_draws_the_same() -> None:
+    h = make(seed=4)
+    h.draw(3)
+    twin = pickle.loads(pickle.dumps(h))
+    assert twin.values() == h.values()
+    assert torch.equal(twin.draw(3).raw, h.draw(3).raw)
