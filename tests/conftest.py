@@ -10,6 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
+
+# The same examples in each run: whether a change lands must not depend on a draw. Others are tried with
+# --hypothesis-profile default.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # Set by libraries when they are imported, not by a test.
 _LIBRARY_VARIABLES = {
