@@ -85,7 +85,8 @@ class Steps:
         general, response = general_parameters(self.model), response_parameters(self.model)
         self.optimizer = torch.optim.SGD(general, lr=0.01, momentum=0.9)
         if response_optimizer == "adam":
-            self.response_optimizer: torch.optim.Optimizer = torch.optim.Adam(response, lr=0.0015)
+            # As the library makes it.
+            self.response_optimizer: torch.optim.Optimizer = torch.optim.Adam(response, lr=0.003, fused=True)
         else:
             self.response_optimizer = torch.optim.SGD(response, lr=0.01, momentum=0.9)
         self.hyper_optimizer = torch.optim.Adam([self.hyperparameters.raw], lr=0.03)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sthyper.callbacks.lightning.gates import GateTuningCallback
     from sthyper.callbacks.lightning.report import TuneReportCallback
     from sthyper.callbacks.lightning.self_tuning import SelfTuningCallback
 
-__all__ = ["SelfTuningCallback", "TuneReportCallback"]
+__all__ = ["GateTuningCallback", "SelfTuningCallback", "TuneReportCallback"]
 
 _HOMES = {
+    "GateTuningCallback": "sthyper.callbacks.lightning.gates",
     "SelfTuningCallback": "sthyper.callbacks.lightning.self_tuning",
     "TuneReportCallback": "sthyper.callbacks.lightning.report",
 }

@@ -34,12 +34,12 @@ LAYERS: list[dict[str, set[str]]] = [
     {"backend side": {"journal", "_lock"}, "scheduler side": {"searchers"}},
     {"": {"results_callback", "_result_table"}},
     {"": {"tuner_callback", "tuning_status", "_metrics_statistics", "stopping_criterion", "time_keeper"}},
-    {"": {"selftuning"}},
+    {"": {"selftuning", "straight_through"}},
     {"": {"trial", "report", "config_space", "encoding", "constants", "utils", "errors", "paths", "checkpoints"}},
 ]
 LAYERS[-1][""] |= {"_checkpoints", "_connection", "_describe", "_function_trial", "_space", "_syncing", "_version"}
 # The training-time callbacks may be used without a tuner: they see the bottom only.
-CALLBACKS_MAY_IMPORT = {"callbacks", "selftuning", *LAYERS[-1][""]}
+CALLBACKS_MAY_IMPORT = {"callbacks", "selftuning", "straight_through", *LAYERS[-1][""]}
 
 
 def place(part: str) -> tuple[int, str]:

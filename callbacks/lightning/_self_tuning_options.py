@@ -91,7 +91,7 @@ class SelfTuneOptions:
 
 def make_hyperparameters(
     given: Hyperparameters | Mapping[str, Any],
-    start: Mapping[str, float] | None,
+    start: Mapping[str, Any] | None,
     scale: float | Mapping[str, float],
     shared: Iterable[str] | None,
     seed: int,

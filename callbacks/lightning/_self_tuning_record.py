@@ -143,7 +143,7 @@ class Record:
         return self.epochs_before + trainer.current_epoch + 1
 
     def _note(self, result: HyperStepResult | None = None) -> None:
-        news = {f"value/{name}": value for name, value in self.hyperparameters.values().items()}
+        news = {f"value/{name}": value for name, value in self.hyperparameters.numbers().items()}
         news |= {f"scale/{name}": value for name, value in self.hyperparameters.scales().items()}
         news["skipped"] = float(self.notices.skipped)
         if result is not None:

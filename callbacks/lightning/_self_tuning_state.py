@@ -11,10 +11,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from sthyper.callbacks.lightning._delivery import packed, register, unpacked
 from sthyper.callbacks.lightning._self_tuning_checks import self_tuning_part
 from sthyper.callbacks.lightning._self_tuning_options import SelfTuneOptions
 from sthyper.callbacks.lightning._self_tuning_record import Record
-from sthyper.callbacks.lightning._self_tuning_results import packed, register, unpacked
 from sthyper.callbacks.lightning._self_tuning_steps import Counts, Updates
 from sthyper.selftuning.hyperparameters import Hyperparameters
 from sthyper.selftuning.schedule import Schedule
@@ -54,8 +54,8 @@ class SelfTuningState(Callback):
 
     # ---- what scripts may ask ------------------------------------------------------------------------
 
-    def values(self) -> dict[str, float]:
-        """Return the values of the hyperparameters by name."""
+    def values(self) -> dict[str, Any]:
+        """Return the values of the hyperparameters by name, of gates and choices the most probable ones."""
         return self.hyperparameters.values()
 
     def scales(self) -> dict[str, float]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from sthyper.callbacks.lightning._self_tuning_data import ValidationStream, mixed, to_device
-from sthyper.callbacks.lightning._self_tuning_passes import SkippedStep, run_step, undisturbed, validating
-from sthyper.callbacks.lightning._self_tuning_ranks import mean_over_ranks
-from sthyper.errors import closest
+from sthyper.callbacks.lightning._own_parameters import mean_over_ranks
+from sthyper.callbacks.lightning._passes import SkippedStep, run_step, undisturbed, validating
+from sthyper.callbacks.lightning._self_tuning_checks import NAME
+from sthyper.callbacks.lightning._validation_data import ValidationStream, mixed, to_device
+from sthyper.callbacks.lightning._validation_loss import ValidationLoss, loss_of
+from sthyper.selftuning._batches import part_of_batch
+from sthyper.selftuning._trainer_parts import response_adam
 from sthyper.selftuning.perturbation import Perturbation
 from sthyper.selftuning.steps import (
     HyperStepResult,
@@ -28,11 +29,11 @@ from sthyper.selftuning.steps import (
     perturbed_loss,
 )
 from sthyper.selftuning.trainer import SelfTunerOptions
-from sthyper.selftuning.transform import SelfTuning
+from sthyper.selftuning.transform import SelfTuning, frozen_statistics
 
 __all__ = ["Counts", "Updates"]
 
-_PERTURBATION, _PASS, _VALIDATION, _HYPER = range(4)  # what a seed is for
+_PERTURBATION, _PASS, _VALIDATION, _HYPER, _SAMPLE = range(5)  # what a seed is for
 _TENTH = 10
 
 
@@ -80,7 +81,6 @@ class Updates:
     val_loss: str | None
     seed: int
     counts: Counts
-    source: str | None = None
     stream: ValidationStream | None = None
     responses: list[nn.Parameter] = field(default_factory=list)
     optimizers: dict[str, Optimizer] = field(default_factory=dict)
@@ -88,10 +88,11 @@ class Updates:
 
     def __post_init__(self) -> None:
         h, options = self.part.hyperparameters, self.options
+        self.validation_loss = ValidationLoss(self.trainer, self.module, self.val_loss, NAME, "hyper steps")
         if self.separate:
             self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
-            self.optimizers["responses"] = Adam(self.responses, lr=options.response_lr)
-        self.optimizers["hyper"] = Adam([h.raw], lr=options.hyper_lr)
+            self.optimizers["responses"] = response_adam(self.responses, options.response_lr)
+        self.optimizers["hyper"] = Adam(h.tuned(), lr=options.hyper_lr)
         if options.tune_scales:
             self.optimizers["scales"] = Adam([h.raw_scale], lr=self._scale_lr())
 
@@ -116,6 +117,7 @@ class Updates:
         counts, first = self.counts, self.counts.tuned_from or 0
         length = (counts.planned or 0) - first
         done = min((counts.steps - first) / length, 1.0) if length > 0 else 0.0
+        self.part.hyperparameters.set_progress(done)
         part = 1.0 - (1.0 - self.options.hyper_lr_end) * done
         self.optimizers["hyper"].param_groups[0]["lr"] = self.options.hyper_lr * part
         if "scales" in self.optimizers:
@@ -151,6 +153,16 @@ class Updates:
         h.reseed(self._seed(_PERTURBATION, self.counts.batches), self._common_seed(_PERTURBATION, self.counts.batches))
         return h.draw(size, groups, tracks=tracks)
 
+    def sampled(self, size: int) -> Perturbation:
+        """Draw gates and choices of this batch, with the other hyperparameters at their centre.
+
+        Args:
+            size: Number of examples.
+        """
+        h = self.part.hyperparameters
+        h.reseed(self._seed(_SAMPLE, self.counts.batches), self._common_seed(_SAMPLE, self.counts.batches))
+        return h.centre(batch_size=size)
+
     def groups(self) -> int | None:
         """Return in how many groups batches are cut where perturbed examples have weights of their own."""
         return self.part.groups if self.options.groups is None else self.options.groups
@@ -173,6 +185,7 @@ class Updates:
             linear: Whether predictions are linearised.
             stepped: Whether the optimiser of the user has made a step.
         """
+        batch, size = part_of_batch(batch, self.axis, size, self.options.response_part, self.counts.batches)
         gradients = self._response_gradients(batch, batch_idx, size, linear)
         share = 1 / self.trainer.accumulate_grad_batches
         if gradients is not None:
@@ -196,12 +209,14 @@ class Updates:
 
         def closure() -> Tensor:
             with self.trainer.precision_plugin.train_step_context():
-                loss = _loss_of(run_step(self.module, "training_step", batch, batch_idx))
+                loss = loss_of(run_step(self.module, "training_step", batch, batch_idx))
             if loss is None:
                 raise SkippedStep
             return loss
 
-        with undisturbed(self.trainer, self.module, self._seed(_PASS, self.counts.batches)), torch.enable_grad():
+        seed = self._seed(_PASS, self.counts.batches)
+        quiet = undisturbed(self.trainer, self.module, seed)
+        with quiet, frozen_statistics(self.module), torch.enable_grad():
             try:
                 loss = perturbed_loss(closure, self.part.hyperparameters, perturbation, linear)
             except SkippedStep:
@@ -216,16 +231,18 @@ class Updates:
         trainer, module, options, h = self.trainer, self.module, self.options, self.part.hyperparameters
         seed = self._seed(_HYPER, self.counts.hyper_steps)
         scale = self._scale()
-        with validating(trainer), undisturbed(trainer, module, seed) as logged, evaluating(module):
+        quiet = undisturbed(trainer, module, seed)
+        with validating(trainer), quiet as logged, frozen_statistics(module), evaluating(module):
             batch, index = self.stream.next()
             batch = to_device(trainer, module, batch)
             h.reseed(seed, self._common_seed(_HYPER, self.counts.hyper_steps))
             loss, gradients = hypergradients(
-                lambda: self._validation_loss(batch, index, logged) * scale,
+                lambda: self.validation_loss(batch, index, logged) * scale,
                 h,
                 entropy_weight=options.entropy_weight * scale,
                 batch_size=size_of(batch, self.axis) if options.tune_scales else None,
                 groups=self.groups() if options.tune_scales else None,
+                examples=size_of(batch, self.axis) if len(h.discrete) else None,
             )
         loss, *mean = mean_over_ranks(trainer, [loss.to(h.raw.dtype) / scale, *(g / scale for g in gradients)])
         self.counts.hyper_steps += 1
@@ -239,53 +256,6 @@ class Updates:
             bound=options.bound,
             scale_bounds=options.scale_bounds,
         )
-
-    def _validation_loss(self, batch: Any, index: int, logged: dict[str, Any]) -> Tensor:
-        if self.source is None:
-            self.source = self._choose_source(batch, index, logged)
-        if self.source == "training_step":
-            with self.trainer.precision_plugin.train_step_context():
-                loss = _loss_of(run_step(self.module, "training_step", batch, index))
-        else:
-            with self.trainer.precision_plugin.val_step_context():
-                output = run_step(self.module, "validation_step", batch, index)
-            loss = _loss_of(output) if self.val_loss is None else self._logged(logged)
-        if loss is None:
-            raise ValueError(f"SelfTuningCallback: {self.source} returned no loss for a validation batch")
-        return loss
-
-    def _choose_source(self, batch: Any, index: int, logged: dict[str, Any]) -> str:
-        """Find out, at the first hyper step, where the validation loss is."""
-        if self.val_loss is not None:
-            return "validation_step"
-        if is_overridden("validation_step", self.module):
-            with self.trainer.precision_plugin.val_step_context():
-                loss = _loss_of(run_step(self.module, "validation_step", batch, index))
-            if loss is not None and loss.dim() == 0 and loss.requires_grad:
-                return "validation_step"
-            names = [name for name, value in logged.items() if isinstance(value, Tensor) and value.requires_grad]
-            hint = f"; name the logged one that is to be minimised with val_loss=..., of {names}" if names else ""
-        else:
-            hint = ""
-        rank_zero_info(
-            "SelfTuningCallback: validation_step returns no loss, so hyper steps minimise that of training_step in "
-            f"evaluation mode{hint}"
-        )
-        return "training_step"
-
-    def _logged(self, logged: dict[str, Any]) -> Tensor:
-        value = logged.get(str(self.val_loss))
-        if value is None:
-            raise ValueError(
-                f"val_loss={self.val_loss!r} was not logged in validation_step{closest(self.val_loss, logged)}; logged "
-                f"were {sorted(logged)}"
-            )
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            raise ValueError(
-                f"val_loss={self.val_loss!r} was logged as {type(value).__name__} without a gradient; log the tensor "
-                "itself, not its .item() or .detach()"
-            )
-        return value
 
     def _scale(self) -> float:
         """Return what losses are multiplied by, so that gradients in 16 bits do not vanish."""
@@ -303,7 +273,7 @@ class Updates:
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "stream": None if stream is None else [stream.passes, stream.taken],
-            "source": self.source,
+            "source": self.validation_loss.source,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,7 +290,7 @@ class Updates:
             )
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(saved[name])
-        self.source = state["source"]
+        self.validation_loss.source = state["source"]
 
     def open_stream(self, loader: Any, place: list[int] | None) -> None:
         """Begin to read validation data.
@@ -346,9 +316,3 @@ def size_of(batch: Any, axis: int) -> int:
     from sthyper.selftuning._batches import first_size
 
     return extract_batch_size(batch) if axis == 0 else first_size(batch, axis)
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    """Return the loss in what a step returned."""
-    loss = output.get("loss") if isinstance(output, dict) else output
-    return loss if isinstance(loss, Tensor) and loss.is_floating_point() else None

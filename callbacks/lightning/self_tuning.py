@@ -9,14 +9,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
+from sthyper.callbacks.lightning import _own_parameters as ranks
 from sthyper.callbacks.lightning import _self_tuning_checks as checks
-from sthyper.callbacks.lightning import _self_tuning_ranks as ranks
-from sthyper.callbacks.lightning._self_tuning_data import find_loader
+from sthyper.callbacks.lightning._delivery import deliver_to_main_process
 from sthyper.callbacks.lightning._self_tuning_options import SelfTuneOptions, make_hyperparameters
-from sthyper.callbacks.lightning._self_tuning_results import deliver_to_main_process
 from sthyper.callbacks.lightning._self_tuning_state import SelfTuningState
 from sthyper.callbacks.lightning._self_tuning_steps import Updates, size_of
 from sthyper.callbacks.lightning._trainer import is_search_for_lr_or_batch_size
+from sthyper.callbacks.lightning._validation_data import find_loader
 from sthyper.selftuning.hyperparameters import Hyperparameters
 from sthyper.selftuning.steps import Update
 from sthyper.selftuning.trainer import SelfTunerOptions
@@ -59,6 +59,12 @@ class SelfTuningCallback(SelfTuningState):
     script has :meth:`values`, :meth:`scales` and :attr:`schedule` after ``fit``, and the weights; the trained responses
     are in checkpoints.
 
+    *Gates and choices.* Finite domains (``choice``, ``ordinal``, ``finrange`` ...) are sampled, for each example of a
+    batch of its own, and hyper steps move their probabilities by straight-through gradients. The module reads them
+    wherever it also validates: ``self.selftuning.hyperparameters.mix("activation", [x.relu(), x.tanh()])``, or
+    :class:`~sthyper.selftuning.OneOf`. In validation the most probable option counts. Logged are probabilities, as
+    ``value/<name>=<option>``.
+
     *Checkpoints* hold everything, and training that is resumed (``ckpt_path``, or a trial of
     :class:`~sthyper.callbacks.TuneReportCallback`) goes on exactly. Responses are in the module's ``state_dict`` under
     ``selftuning``: without the callback, load with ``strict=False``. Gradients that wait for
@@ -92,6 +98,9 @@ class SelfTuningCallback(SelfTuningState):
         hyper_steps: Hyper steps that follow them; 0 trains under perturbation only.
         warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run.
         response_lr: Learning rate of the responses (Adam). Default is .003.
+        response_part: Part of the examples of a batch (at least 16 of them) that the additional call of
+            ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have their
+            examples on one axis are taken whole.
         hyper_lr: Learning rate of the hyperparameters (Adam), at the beginning.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the run, to which they fall.
         tune_scales: Whether scales are tuned too.
@@ -123,7 +132,7 @@ class SelfTuningCallback(SelfTuningState):
         exclude: str | list[str] | None = None,
         dropout: dict[str, str] | Literal["auto"] | None = "auto",
         batch_dim: int | dict[str, int] = 0,
-        start: dict[str, float] | None = None,
+        start: dict[str, Any] | None = None,
         scale: float | dict[str, float] = 1.0,
         shared: list[str] | None = None,
         tune: bool = True,
@@ -131,6 +140,7 @@ class SelfTuningCallback(SelfTuningState):
         hyper_steps: int = _DEFAULTS.hyper_steps,
         warm_up_epochs: int | None = None,
         response_lr: float | None = None,
+        response_part: float | None = None,
         hyper_lr: float = _DEFAULTS.hyper_lr,
         hyper_lr_end: float = _DEFAULTS.hyper_lr_end,
         tune_scales: bool = False,
@@ -154,6 +164,7 @@ class SelfTuningCallback(SelfTuningState):
             hyper_steps=hyper_steps,
             warm_up_epochs=warm_up_epochs,
             response_lr=_DEFAULTS.response_lr if response_lr is None else response_lr,
+            response_part=_DEFAULTS.response_part if response_part is None else response_part,
             hyper_lr=hyper_lr,
             hyper_lr_end=hyper_lr_end,
             scale_lr=scale_lr,
@@ -166,9 +177,17 @@ class SelfTuningCallback(SelfTuningState):
         )
         if kind == "stn" and update not in (None, "joint"):
             raise ValueError(f"update={update!r} is for kind='delta'; kind='stn' has 'joint' only")
-        self._update: Update = update or ("joint" if kind == "stn" else "linearised")
+        # Without continuous hyperparameters there are no responses to train.
+        joint = kind == "stn" or not self.hyperparameters.continuous
+        if update not in (None, "joint") and not self.hyperparameters.continuous:
+            raise ValueError(f"update={update!r} has no effect on gates and choices, which layers do not respond to")
+        self._update: Update = "joint" if joint else update or "linearised"
         if not self._separate:
-            for name, value in (("response_lr", response_lr), ("max_norm", max_norm)):
+            for name, value in (
+                ("response_lr", response_lr),
+                ("response_part", response_part),
+                ("max_norm", max_norm),
+            ):
                 if value is not None:
                     raise ValueError(
                         f"{name} has no effect with kind={kind!r} and update={self._update!r}: the optimiser of "
@@ -268,7 +287,8 @@ class SelfTuningCallback(SelfTuningState):
             pending, self._pending = self._pending, None
             updates.plan()
             if self._needs_data:
-                updates.open_stream(find_loader(trainer, self.val_dataloader), (pending or {}).get("stream"))
+                loader = find_loader(trainer, self.val_dataloader, checks.NAME, "hyper steps")
+                updates.open_stream(loader, (pending or {}).get("stream"))
         self._record.begins(trainer, self._counts.steps)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -277,11 +297,12 @@ class SelfTuningCallback(SelfTuningState):
             self._updates.epoch_starts()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Perturb the batch, if weights and responses are trained together."""
+        """Sample gates and choices, and perturb the batch if weights and responses are trained together."""
         self._pass.close()
-        if self._updates is not None and not self._separate:
-            size = size_of(batch, self._updates.axis)
-            perturbation = self._updates.draw(size, self._updates.groups())
+        updates = self._updates
+        if updates is not None and (not self._separate or len(self.hyperparameters.discrete)):
+            size = size_of(batch, updates.axis)
+            perturbation = updates.sampled(size) if self._separate else updates.draw(size, updates.groups())
             self._pass.enter_context(self.hyperparameters.use(perturbation))
 
     def on_train_batch_end(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         strengths,
         two_views,
     )
+    from sthyper.selftuning.choosing import OneOf
     from sthyper.selftuning.controls import (
         Control,
         FixedValues,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         read_idx,
         split,
     )
+    from sthyper.selftuning.declarations import Hyperparameter, bounded
     from sthyper.selftuning.defaults import (
         AUGMENTATIONS,
         REGULARISERS,
@@ -56,11 +58,8 @@ if TYPE_CHECKING:
         default_space,
         default_start,
     )
-    from sthyper.selftuning.hyperparameters import (
-        Hyperparameter,
-        Hyperparameters,
-        bounded,
-    )
+    from sthyper.selftuning.discrete import DiscreteHyperparameters
+    from sthyper.selftuning.hyperparameters import Hyperparameters
     from sthyper.selftuning.layers import (
         LAYERS,
         BestResponse,
@@ -175,6 +174,7 @@ __all__ = [
     "Control",
     "Corpus",
     "DeltaStnStepOptimizer",
+    "DiscreteHyperparameters",
     "DropConnect",
     "EmbeddingDropout",
     "EpochRecord",
@@ -191,6 +191,7 @@ __all__ = [
     "LanguageOutput",
     "LockedDropout",
     "NonmonotonicDecay",
+    "OneOf",
     "Paper",
     "Perturbation",
     "PredictionLoss",
@@ -299,6 +300,7 @@ _HOMES = {
     "Control": "controls",
     "Corpus": "datasets",
     "DeltaStnStepOptimizer": "reference_steps",
+    "DiscreteHyperparameters": "discrete",
     "DropConnect": "regularisers",
     "EmbeddingDropout": "regularisers",
     "EpochRecord": "trainer",
@@ -306,7 +308,7 @@ _HOMES = {
     "GaussianNoise": "regularisers",
     "GaussianValues": "controls",
     "HyperStepResult": "steps",
-    "Hyperparameter": "hyperparameters",
+    "Hyperparameter": "declarations",
     "Hyperparameters": "hyperparameters",
     "Images": "datasets",
     "InputDropout": "regularisers",
@@ -315,6 +317,7 @@ _HOMES = {
     "LanguageOutput": "networks",
     "LockedDropout": "regularisers",
     "NonmonotonicDecay": "trainer",
+    "OneOf": "choosing",
     "Paper": "defaults",
     "Perturbation": "perturbation",
     "PredictionLoss": "steps",
@@ -346,7 +349,7 @@ _HOMES = {
     "augment": "augment",
     "batchify": "datasets",
     "best_response_class": "layers",
-    "bounded": "hyperparameters",
+    "bounded": "declarations",
     "bptt_chunks": "datasets",
     "collapse": "linearise",
     "colour_jitter": "augment",

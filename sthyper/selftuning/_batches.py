@@ -10,18 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
+    "LEAST_PART",
     "BatchStream",
     "check_loader",
     "first_size",
     "pair",
+    "part_of_batch",
     "preserved_random_state",
     "random_state",
     "set_random_state",
     "to_device",
 ]
+
+LEAST_PART = 16
+"""Fewest examples of a part of a batch: statistics of fewer say little."""
 
 
 class BatchStream:
@@ -135,6 +140,28 @@ def pair(batch: Any, name: str) -> tuple[Any, Any]:
         what = f"{len(batch)} parts" if isinstance(batch, list | tuple) else type(batch).__name__
         raise TypeError(f"batches of {name} must be (inputs, targets), got {what}")
     return batch[0], batch[1]
+
+
+def part_of_batch(batch: Any, axis: int, size: int, part: float, turn: int) -> tuple[Any, int]:
+    """Return some of the examples of a batch, and their number.
+
+    Args:
+        batch: Any tree of tensors.
+        axis: Where they have their examples.
+        size: Number of the examples.
+        part: Which part of them, but at least 16.
+        turn: Counts the calls: other examples have their turn each time.
+
+    Returns:
+        The whole batch if its tensors do not all have ``size`` examples on that axis.
+    """
+    length = min(size, max(LEAST_PART, round(part * size)))
+    leaves = tree_leaves(batch)
+    alike = all(x.dim() > axis and x.shape[axis] == size for x in leaves if isinstance(x, Tensor))
+    if length == size or not alike or not all(x is None or isinstance(x, Tensor | int | float) for x in leaves):
+        return batch, size
+    start = turn * length % (size - length + 1)
+    return tree_map_only(Tensor, lambda x: x.narrow(axis, start, length), batch), length
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

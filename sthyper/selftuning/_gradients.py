@@ -97,7 +97,7 @@ def check_optimizers(hyperparameters: Hyperparameters, optimizers: Mapping[str, 
         TypeError: If one is no optimiser, or needs a closure itself.
         ValueError: If one holds hyperparameters, or two hold the same parameter.
     """
-    own = {id(hyperparameters.raw): "raw", id(hyperparameters.raw_scale): "raw_scale"}
+    own = _names(hyperparameters)
     seen: dict[int, str] = {}
     result: list[Tensor] = []
     for argument, optimizer in optimizers.items():
@@ -122,9 +122,10 @@ def check_hyper_optimizers(
     hyperparameters: Hyperparameters, hyper_optimizer: Optimizer, scale_optimizer: Optimizer | None
 ) -> None:
     """Raise an error unless these hold the hyperparameters and the scales, each once."""
-    for argument, optimizer, name in (
-        ("hyper_optimizer", hyper_optimizer, "raw"),
-        ("scale_optimizer", scale_optimizer, "raw_scale"),
+    raw = "tuned(), each" if len(hyperparameters.discrete) else "raw"
+    for argument, optimizer, name, wanted in (
+        ("hyper_optimizer", hyper_optimizer, raw, hyperparameters.tuned()),
+        ("scale_optimizer", scale_optimizer, "raw_scale", [hyperparameters.raw_scale]),
     ):
         if optimizer is None:
             if argument == "hyper_optimizer":
@@ -132,7 +133,7 @@ def check_hyper_optimizers(
             continue
         _check_kind(argument, optimizer)
         held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        if held != [id(getattr(hyperparameters, name))]:
+        if sorted(held) != sorted(id(parameter) for parameter in wanted):
             raise ValueError(
                 f"{argument} must hold hyperparameters.{name} once and nothing else, got {len(held)} parameters: "
                 f"{_describe(optimizer, hyperparameters)}"
@@ -147,8 +148,13 @@ def _check_kind(argument: str, optimizer: Any) -> None:
 
 
 def _describe(optimizer: Optimizer, hyperparameters: Hyperparameters) -> list[str]:
-    names = {id(hyperparameters.raw): "raw", id(hyperparameters.raw_scale): "raw_scale"}
+    names = _names(hyperparameters)
     return [names.get(id(p), f"{tuple(p.shape)}") for group in optimizer.param_groups for p in group["params"]]
+
+
+def _names(hyperparameters: Hyperparameters) -> dict[int, str]:
+    own = {id(hyperparameters.raw): "raw", id(hyperparameters.raw_scale): "raw_scale"}
+    return own | {id(part.logits): f"logits of {name!r}" for name, part in hyperparameters.discrete.items()}
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -25,7 +25,8 @@ class HyperStepResult:
 
     Args:
         loss: Validation loss before the step (0-d, detached), without the entropy.
-        gradients: Hypergradients by name, with respect to the unconstrained numbers.
+        gradients: Hypergradients by name, with respect to the unconstrained numbers; those of gates and choices with
+            respect to their logits, by ``name=option``.
         scale_gradients: The same for the unconstrained scales; empty if they are not tuned.
         skipped: Whether nothing was changed since a hypergradient was not finite.
         idle: Names that were not moved since perturbing them makes no difference.
@@ -53,8 +54,8 @@ def hyper_step(
     """Move the hyperparameters down the gradient of the validation loss through the best response.
 
     Without ``scale_optimizer`` they are at their centre; with it they are perturbed and the scales are tuned too, on
-    ``loss - entropy_weight * entropy`` (MacKay et al. 2019, arXiv 1903.03088, section 3.3). Nothing else gets a
-    gradient.
+    ``loss - entropy_weight * entropy`` (MacKay et al. 2019, arXiv 1903.03088, section 3.3). Gates and choices are
+    sampled, and their logits get the straight-through gradient. Nothing else gets a gradient.
 
     Example::
 
@@ -64,12 +65,13 @@ def hyper_step(
     Args:
         closure: Returns the validation loss (0-d), of the model in evaluation mode; see :func:`evaluating`.
         hyperparameters: The hyperparameters.
-        hyper_optimizer: Holds ``hyperparameters.raw``.
+        hyper_optimizer: Holds ``hyperparameters.raw``, with gates or choices ``hyperparameters.tuned()``.
         scale_optimizer: Holds ``hyperparameters.raw_scale``; ``None`` if scales are fixed.
         entropy_weight: Weight of the entropy of the perturbations, for tuned scales.
         bound: Largest unconstrained number, see ``Hyperparameters.clamp_``.
         scale_bounds: Smallest and largest tuned scale; ``None`` for none.
-        batch_size: Number of examples, for tuned scales.
+        batch_size: Number of examples, for tuned scales and for gates and choices: each example has a sample of its
+            own then, which is less noisy than one for all.
         groups: In how many groups these are cut, for tuned scales.
 
     Returns:
@@ -90,6 +92,7 @@ def hyper_step(
         entropy_weight=entropy_weight,
         batch_size=_size_for_scales(batch_size) if scale_optimizer is not None else None,
         groups=groups,
+        examples=batch_size,
     )
     return apply_hypergradients(
         hyperparameters, loss, gradients, hyper_optimizer, scale_optimizer, bound=bound, scale_bounds=scale_bounds
@@ -103,6 +106,7 @@ def hypergradients(
     entropy_weight: float = 0.0,
     batch_size: int | None = None,
     groups: int | None = None,
+    examples: int | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the validation loss and its gradients: the first half of :func:`hyper_step`.
 
@@ -114,27 +118,30 @@ def hypergradients(
         entropy_weight: See :func:`hyper_step`.
         batch_size: Number of examples to perturb; ``None`` for the centre.
         groups: In how many groups these are cut.
+        examples: Number of examples for which gates and choices are sampled at the centre; ``None`` for one sample.
 
     Returns:
-        The loss (0-d, detached), and the gradients (``H`` each) of ``raw`` and, if perturbed, ``raw_scale``.
+        The loss (0-d, detached), and the gradients (``H`` each) of ``raw`` and, if perturbed, ``raw_scale``; then those
+        of the logits of gates and choices.
 
     Raises:
         ValueError: If the loss does not depend on the hyperparameters.
     """
     context = (
-        hyperparameters.centred(tracks=True)
+        hyperparameters.centred(tracks=True, batch_size=examples)
         if batch_size is None
         else hyperparameters.perturbed(batch_size, groups, tracks=True)
     )
     wanted = [hyperparameters.raw] if batch_size is None else [hyperparameters.raw, hyperparameters.raw_scale]
+    wanted += hyperparameters.discrete.logits()
     with torch.enable_grad(), context:
         loss = closure()
     objective = loss - entropy_weight * hyperparameters.entropy() if entropy_weight else loss
     gradients = gradients_of(objective, wanted)
-    if gradients[0] is None:
+    if gradients[0] is None and (hyperparameters.continuous or all(gradient is None for gradient in gradients)):
         raise ValueError(
             "the validation loss does not depend on the hyperparameters: the model must be transformed by self_tune "
-            "with these hyperparameters, and be called in the closure"
+            "with these hyperparameters (or use gates and choices of theirs), and be called in the closure"
         )
     return loss.detach(), tuple(torch.zeros_like(p) if g is None else g for p, g in zip(wanted, gradients, strict=True))
 
@@ -161,21 +168,30 @@ def apply_hypergradients(
         bound: See :func:`hyper_step`.
         scale_bounds: See :func:`hyper_step`.
     """
+    discrete = hyperparameters.discrete
     tuned = [hyperparameters.raw] if scale_optimizer is None else [hyperparameters.raw, hyperparameters.raw_scale]
-    names = hyperparameters.names
+    names = hyperparameters.continuous
     by_name = [dict(zip(names, gradient.tolist(), strict=True)) for gradient in gradients[: len(tuned)]]
     scale_gradients = by_name[1] if len(by_name) > 1 else {}
+    of_logits = gradients[len(gradients) - len(discrete) :]
+    by_name[0] |= discrete.gradients(of_logits)
     if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
         return HyperStepResult(loss, by_name[0], scale_gradients, skipped=True)
     still = hyperparameters.idle()
+    unused = [~gradient.any() for gradient in of_logits]
+    resting = [still] * len(tuned) + [u.expand_as(g) for u, g in zip(unused, of_logits, strict=True)]
+    gradients = [*gradients[: len(tuned)], *map(torch.add, of_logits, discrete.cost_gradients())]
+    tuned += discrete.logits()
     before = [parameter.detach().clone() for parameter in tuned]
     optimizers = [hyper_optimizer] if scale_optimizer is None else [hyper_optimizer, scale_optimizer]
-    apply_gradients(optimizers, tuned, [gradient.masked_fill(still, 0.0) for gradient in gradients[: len(tuned)]])
+    masked = [gradient.masked_fill(rest, 0.0) for gradient, rest in zip(gradients, resting, strict=True)]
+    apply_gradients(optimizers, tuned, masked)
     hyperparameters.clamp_(bound, None if scale_optimizer is None else scale_bounds)
     # Momentum would move them on.
-    for parameter, old in zip(tuned, before, strict=True):
-        parameter.copy_(torch.where(still, old, parameter))
-    idle = tuple(name for name, at_rest in zip(names, still.tolist(), strict=True) if at_rest)
+    for parameter, old, rest in zip(tuned, before, resting, strict=True):
+        parameter.copy_(torch.where(rest, old, parameter))
+    at_rest = [*still.tolist(), *map(bool, unused)]
+    idle = tuple(name for name, rests in zip(hyperparameters.names, at_rest, strict=True) if rests)
     return HyperStepResult(loss, by_name[0], scale_gradients, idle=idle)
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sthyper.selftuning._layers_base import LINK, BestResponse
 from sthyper.selftuning._state import SelfTuning
 from sthyper.selftuning._tunable_dropout import TUNABLE, replace_everywhere
+from sthyper.selftuning.choosing import OneOf
 from sthyper.selftuning.linearise import collapse
 from sthyper.selftuning.regularisers import DropConnect
 
@@ -179,8 +180,9 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def export(model: nn.Module) -> nn.Module:
     """Return a plain copy of a self-tuning model at the current hyperparameters.
 
-    Layers have their own classes again, dropout layers the current rates, and weights that are dropped at random are
-    whole. See :func:`plain_state_dict` for the weights. Other regularisers that the model was written with stay.
+    Layers have their own classes again, dropout layers the current rates, weights that are dropped at random are
+    whole, and of the operations of a choice (:class:`~sthyper.selftuning.OneOf`) the most probable one is left. See
+    :func:`plain_state_dict` for the weights. Other regularisers that the model was written with stay.
 
     Args:
         model: A self-tuning model, or one that holds it; it stays as it is.
@@ -204,6 +206,9 @@ def export(model: nn.Module) -> nn.Module:
             if isinstance(module, tunable):
                 rate = module.hyperparameters.values()[module.name]
                 replace_everywhere(result, module, plain(min(max(rate, 0.0), 1.0)).train(module.training))
+    for module in modules:
+        if isinstance(module, OneOf):
+            replace_everywhere(result, module, module.chosen())
     for path, layer in _layers(result).items():
         for name, new in folded.get(path, {}).items():
             owner, attribute = _place(layer, name)

@@ -64,6 +64,10 @@ class SelfTunerOptions:
         entropy_weight: Weight of the entropy of the perturbations, which keeps tuned scales large.
         bound: Unconstrained numbers stay within this distance from the middle; ``None`` for no bound.
         scale_bounds: Smallest and largest tuned scale; ``None`` for none.
+        response_part: Part of the examples of a batch (at least 16 of them) on which the responses are updated by
+            ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few hyperparameters, and a
+            quarter of the examples gives as good ones at a quarter of the cost. Batches whose tensors do not all have
+            their examples on one axis are taken whole.
         groups: In how many groups a batch is cut where perturbed examples have weights of their own. Default is what
             ``self_tune`` chose. The linearised update has a perturbation for each example.
         max_norm: Gradients of each optimiser of weights and responses are scaled down to this norm.
@@ -90,6 +94,7 @@ class SelfTunerOptions:
     entropy_weight: float = 0.0
     bound: float | None = 3.0
     scale_bounds: tuple[float, float] | None = (0.1, 2.0)
+    response_part: float = 0.25
     groups: int | None = None
     max_norm: float | None = None
     patience: int | None = None
@@ -110,6 +115,8 @@ class SelfTunerOptions:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not 0 < self.hyper_lr_end <= 1:
             raise ValueError(f"hyper_lr_end must be larger than 0 and at most 1, got {self.hyper_lr_end!r}")
+        if not 0 < self.response_part <= 1:
+            raise ValueError(f"response_part must be larger than 0 and at most 1, got {self.response_part!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be from 0 to below 1, got {self.momentum!r}")
         if self.scale_bounds is not None and not 0 < self.scale_bounds[0] <= self.scale_bounds[1]:
@@ -145,7 +152,7 @@ class EpochRecord:
     train_loss: float
     val_loss: float
     metrics: dict[str, float] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     lr: float = math.nan
 
@@ -171,8 +178,8 @@ class SelfTuningResult:
 
     best_val_loss: float
     best_epoch: int
-    values: dict[str, float]
-    final_values: dict[str, float]
+    values: dict[str, Any]
+    final_values: dict[str, Any]
     history: tuple[EpochRecord, ...]
     stopped_by: StoppedBy
     skipped: int

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sthyper.selftuning._batches import BatchStream, first_size, pair, preserved_random_state, to_device
+from sthyper.selftuning._batches import BatchStream, first_size, pair, part_of_batch, preserved_random_state, to_device
 from sthyper.selftuning._gradients import apply_gradients, evaluating, gradients_of, parameters_of
 from sthyper.selftuning._trainer_options import SelfTunerOptions
 from sthyper.selftuning._trainer_parts import Optimizers
@@ -16,6 +17,7 @@ from sthyper.selftuning.controls import Control
 from sthyper.selftuning.hyperparameters import Hyperparameters
 from sthyper.selftuning.schedule import Schedule
 from sthyper.selftuning.steps import (
+    Closure,
     Notices,
     PredictionLoss,
     TrainStepResult,
@@ -97,7 +99,7 @@ class TrainerSteps:
     def _train_step(self, inputs: Any, targets: Any) -> None:
         h, options = self.hyperparameters, self.options
 
-        def predict() -> tuple[Any, Any]:
+        def predict(inputs: Any = inputs, targets: Any = targets) -> tuple[Any, Any]:
             x, y = (inputs, targets) if self.transform is None else self.transform(inputs, targets, h)
             return self.model(x), y
 
@@ -116,8 +118,23 @@ class TrainerSteps:
             result = stn_step(closure, h, both, size, self._groups, max_norm=options.max_norm)
         else:
             update = options.update or "linearised"
-            groups = None if update == "linearised" else self._groups
-            result = delta_stn_step(closure, h, weights, responses, size, update, groups, max_norm=options.max_norm)
+            respond: Closure | None = None
+            length: int | None = None
+            if update != "joint":
+                some, length = part_of_batch((inputs, targets), self._axis, size, options.response_part, self.step)
+                respond = PredictionLoss(partial(predict, *some), criterion)
+            result = delta_stn_step(
+                closure,
+                h,
+                weights,
+                responses,
+                size,
+                update,
+                None if update == "linearised" else self._groups,
+                max_norm=options.max_norm,
+                response_closure=respond,
+                response_size=length,
+            )
         self._losses.append((result.loss.double(), size))
         self.step += 1
         self.schedule.record(h, step=self.step, epoch=self.epoch + 1, train_loss=result.loss)
@@ -152,7 +169,7 @@ class TrainerSteps:
                 entropy_weight=options.entropy_weight,
                 bound=options.bound,
                 scale_bounds=options.scale_bounds,
-                batch_size=first_size(inputs, self._axis) if options.tune_scales else None,
+                batch_size=first_size(inputs, self._axis),
                 groups=self._groups,
             )
         self.hyper_steps += 1

@@ -100,7 +100,7 @@ class Control(ABC):
 
     def _known(self, argument: str, name: str) -> None:
         names = self.hyperparameters.names
-        if name not in names:
+        if name not in names and name not in self.hyperparameters.discrete.columns():
             raise ValueError(f"{argument}: there is no hyperparameter {name!r}{closest(name, names)}; known: {names}")
 
 
@@ -151,13 +151,13 @@ class FixedValues(Control):
 
     Args:
         hyperparameters: The hyperparameters to set.
-        values: Values by name; those left out stay as they are.
+        values: Values by name, of choices an option or as schedules have it; those left out stay as they are.
 
     Raises:
         ValueError: If there is no hyperparameter of a name, or a value is outside of its bounds.
     """
 
-    def __init__(self, hyperparameters: Hyperparameters, values: Mapping[str, float]) -> None:
+    def __init__(self, hyperparameters: Hyperparameters, values: Mapping[str, Any]) -> None:
         super().__init__(hyperparameters)
         self._values = _centres(self, values)
 
@@ -272,19 +272,23 @@ class SinusoidValues(Control):
         self._phases = dict(state["phases"])
 
 
-def set_values(hyperparameters: Hyperparameters, values: Mapping[str, float]) -> None:
+def set_values(hyperparameters: Hyperparameters, values: Mapping[str, Any]) -> None:
     """Set values at the centre; one that is on a bound of its range is set as close to it as goes.
 
     Args:
         hyperparameters: The hyperparameters.
-        values: Values by name; those left out stay.
+        values: Values by name; those left out stay. Of choices an option, or, as schedules have it, the probability of
+            each ``name=option``, of which the most probable one counts.
 
     Raises:
         KeyError: If there is none of a name.
         ValueError: If a value is outside of its bounds.
     """
-    inside = {}
+    discrete = hyperparameters.discrete
+    inside = {name: value for name, value in values.items() if name in discrete} | discrete.read_out(values)
     for name, value in values.items():
+        if name in discrete or name in discrete.columns():
+            continue
         _check_range(hyperparameters, name, [value])
         value_map = hyperparameters.declaration(name).value_map
         if value_map.lower < value < value_map.upper:
@@ -298,7 +302,13 @@ def set_values(hyperparameters: Hyperparameters, values: Mapping[str, float]) ->
     hyperparameters.set_values(inside)
 
 
-def _check_range(hyperparameters: Hyperparameters, name: str, values: Sequence[float]) -> None:
+def _check_range(hyperparameters: Hyperparameters, name: str, values: Sequence[Any]) -> None:
+    if name in hyperparameters.discrete.columns():
+        return
+    if name in hyperparameters.discrete:
+        for value in values:
+            hyperparameters.discrete.check_value(name, value)
+        return
     value_map = hyperparameters.declaration(name).value_map
     for value in values:
         if not value_map.lower <= value <= value_map.upper:
@@ -307,11 +317,12 @@ def _check_range(hyperparameters: Hyperparameters, name: str, values: Sequence[f
             )
 
 
-def _centres(control: Control, values: Mapping[str, float]) -> dict[str, float]:
+def _centres(control: Control, values: Mapping[str, Any]) -> dict[str, Any]:
     for name in values:
         control._known("values", name)
         _check_range(control.hyperparameters, name, [values[name]])
-    return {name: float(value) for name, value in values.items()}
+    discrete = control.hyperparameters.discrete
+    return {name: value if name in discrete else float(value) for name, value in values.items()}
 
 
 def _sizes(argument: str, sizes: float | Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:

@@ -2,141 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sthyper.config_space import Domain
 from sthyper.errors import closest
-from sthyper.selftuning.maps import ValueMap, inverse_softplus, map_between, map_of_domain
+from sthyper.selftuning._choosing import Choosing
+from sthyper.selftuning.declarations import Discrete, Hyperparameter, Space, bounded, declarations
+from sthyper.selftuning.discrete import DiscreteHyperparameters
+from sthyper.selftuning.maps import inverse_softplus
 from sthyper.selftuning.perturbation import Perturbation
 
 __all__ = ["Hyperparameter", "Hyperparameters", "bounded"]
 
-ResponseInput = Literal["raw", "sigmoid", "softplus"]
-ScaleMap = Literal["softplus", "exp"]
-
 _RESPONSE_INPUTS = {"raw": lambda raw: raw, "sigmoid": torch.sigmoid, "softplus": F.softplus}
-_START = 0.1
 _REACH = 2.0
 _IDLE = 1e-4
 
 
-@dataclass(frozen=True)
-class Hyperparameter:
-    """One hyperparameter that is tuned during training.
-
-    Three maps belong to it: from the unconstrained number to its value, to what the best responses see, and from the
-    unconstrained scale to the standard deviation of its perturbations.
-
-    Args:
-        name: Its name.
-        value_map: Maps the unconstrained number to the value.
-        start: Value to begin with, between the bounds of the map.
-        scale: Standard deviation of the perturbations of the unconstrained number, to begin with.
-        response_input: What responses see: the unconstrained number itself, or its ``"sigmoid"`` or ``"softplus"``.
-        scale_map: Maps the unconstrained scale to the standard deviation: ``"softplus"`` or ``"exp"``.
-        per_example: Whether each example of a batch (or each group) gets its own perturbation. ``False`` for what the
-            whole batch shares: DropConnect, word dropout, penalties of activations.
-        discrete: Whether and how the value becomes a whole number: ``"floor"``, ``"round"``, or ``False``.
-        straight_through: Whether the gradient passes the rounding unchanged; otherwise it is zero there. It matters
-            with ``direct_gradient`` only.
-        direct_gradient: Whether values carry gradients, for those that appear in the validation loss itself.
-
-    Raises:
-        ValueError: If ``start`` is not between the bounds, ``scale`` not positive, or an option unknown.
-    """
-
-    name: str
-    value_map: ValueMap
-    start: float
-    scale: float = 1.0
-    response_input: ResponseInput = "raw"
-    scale_map: ScaleMap = "softplus"
-    per_example: bool = True
-    discrete: Literal["floor", "round", False] = False
-    straight_through: bool = False
-    direct_gradient: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.name or not isinstance(self.name, str):
-            raise ValueError(f"name must be a text, got {self.name!r}")
-        if not isinstance(self.value_map, ValueMap):
-            raise TypeError(f"hyperparameter {self.name!r}: value_map must be a ValueMap, got {self.value_map!r}")
-        if not self.value_map.lower < self.start < self.value_map.upper:
-            raise ValueError(
-                f"hyperparameter {self.name!r}: start must be larger than {self.value_map.lower} and smaller than "
-                f"{self.value_map.upper}, got {self.start!r}; see robustify"
-            )
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"hyperparameter {self.name!r}: scale must be a positive number, got {self.scale!r}")
-        if self.discrete not in ("floor", "round", False):
-            raise ValueError(
-                f"hyperparameter {self.name!r}: discrete must be 'floor', 'round' or False, got {self.discrete!r}"
-            )
-        for option, value, allowed in (
-            ("response_input", self.response_input, get_args(ResponseInput)),
-            ("scale_map", self.scale_map, get_args(ScaleMap)),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"hyperparameter {self.name!r}: {option} must be one of {list(allowed)}, got {value!r}"
-                    f"{closest(value, allowed)}"
-                )
-        if self.straight_through and not self.discrete:
-            raise ValueError(f"hyperparameter {self.name!r}: straight_through is for discrete ones")
-
-    def value(self, raw: Tensor) -> Tensor:
-        """Return values as they are used, of the shape of ``raw``."""
-        value = self.value_map(raw)
-        if not self.discrete:
-            return value
-        whole = torch.floor(value if self.discrete == "floor" else value + 0.5)
-        # The ends of a map are open in theory only: far out the largest value is its upper bound.
-        if math.isfinite(self.value_map.upper):
-            whole = whole.clamp(max=math.ceil(self.value_map.upper + (0.5 if self.discrete == "round" else 0.0)) - 1)
-        return value + (whole - value).detach() if self.straight_through else whole
-
-
-def bounded(
-    name: str,
-    start: float,
-    lower: float | None,
-    upper: float | None,
-    *,
-    log: bool = False,
-    scale: float = 1.0,
-    per_example: bool = True,
-    discrete: bool = False,
-) -> Hyperparameter:
-    """Return a hyperparameter with bounds, either of which may be missing.
-
-    Args:
-        name: Its name.
-        start: Value to begin with, between the bounds.
-        lower: Lower bound; ``None`` or ``-inf`` for none.
-        upper: Upper bound; ``None`` or ``inf`` for none.
-        log: Whether it lives on a log scale.
-        scale: Standard deviation of the perturbations of the unconstrained number.
-        per_example: See :class:`Hyperparameter`.
-        discrete: Whether values are rounded down.
-
-    Raises:
-        ValueError: See :class:`Hyperparameter`.
-    """
-    value_map = map_between(lower, upper, log)
-    return Hyperparameter(
-        name, value_map, start, scale, per_example=per_example, discrete="floor" if discrete else False
-    )
-
-
-class Hyperparameters(nn.Module):
+class Hyperparameters(Choosing):
     """The hyperparameters of a self-tuning run (MacKay et al. 2019, https://arxiv.org/abs/1903.03088).
 
     Holds an unconstrained number and an unconstrained scale for each, both as parameters of length ``H``. A context
@@ -153,28 +43,41 @@ class Hyperparameters(nn.Module):
 
     Args:
         space: A configuration space of ``uniform``, ``loguniform``, ``reverseloguniform``, ``randint`` and
-            ``lograndint`` domains, or :class:`Hyperparameter` objects.
+            ``lograndint`` domains, or :class:`Hyperparameter` objects. Finite domains (``choice``, ``ordinal``,
+            ``logordinal``, ``finrange``, ``logfinrange``), :class:`~sthyper.straight_through.Choice` and
+            :class:`~sthyper.straight_through.Gate` become discrete ones: they are sampled, and hyper steps move their
+            probabilities by straight-through gradients of the validation loss. Only what the model or the loss reads
+            in validation, too, can be found this way.
         start: Values to begin with; default is a tenth of the way from the lower to the upper bound, on the scale of
-            the domain. For domains only.
+            the domain. An option of a finite domain begins at a probability of 0.8; default is the same for all. For
+            domains only.
         scale: Standard deviation of the perturbations of the unconstrained numbers, one for all or by name. For domains
             only.
         shared: Names that the whole batch shares, see ``per_example`` of :class:`Hyperparameter`. For domains only.
-        seed: Seed of the perturbations.
+        l0: Cost of an open gate in hyper steps, see :func:`~sthyper.straight_through.penalty`.
+        entropy: Cost of a nat of entropy of gates and choices in hyper steps, which makes them decide.
+        seed: Seed of the perturbations and samples.
         dtype: Type of the parameters; default is torch's default.
         device: Device of the parameters.
 
+    Attributes:
+        discrete: The gates and choices, a :class:`~sthyper.selftuning.discrete.DiscreteHyperparameters`.
+
     Raises:
         TypeError: If ``space`` holds something else.
-        ValueError: For unknown or repeated names, and values outside their domain.
+        ValueError: For unknown or repeated names, values outside their domain, and costs that are below 0 or of
+            nothing.
     """
 
     def __init__(
         self,
-        space: Mapping[str, Domain | Hyperparameter] | Iterable[Hyperparameter] = (),
+        space: Space = (),
         *,
-        start: Mapping[str, float] | None = None,
+        start: Mapping[str, Any] | None = None,
         scale: float | Mapping[str, float] = 1.0,
         shared: Iterable[str] = (),
+        l0: float = 0.0,
+        entropy: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -189,28 +92,37 @@ class Hyperparameters(nn.Module):
         # Not through attributes of these names, which seal.
         self._parameters["raw"] = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
         self._parameters["raw_scale"] = nn.Parameter(torch.empty(0, dtype=dtype, device=device))
-        for declared in _declarations(space, dict(start or {}), scale, tuple(shared)):
-            self.register(declared)
+        self.discrete = DiscreteHyperparameters(l0, entropy)
+        for name, declared in declarations(space, dict(start or {}), scale, tuple(shared)):
+            self.register(declared, name)
+        self.discrete.to(dtype=dtype, device=device)
 
     # ---- declarations --------------------------------------------------------------------------------
 
-    def register(self, hyperparameter: Hyperparameter) -> None:
+    def register(self, hyperparameter: Hyperparameter | Discrete, name: str | None = None) -> None:
         """Add a hyperparameter.
 
         Args:
-            hyperparameter: The declaration.
+            hyperparameter: The declaration, a gate or a choice.
+            name: Its name; default is its own.
 
         Raises:
             RuntimeError: If the parameters have been handed out, or perturbations drawn: optimisers would not know it.
-            ValueError: If there is one of this name.
+            ValueError: If there is one of this name, or it has none.
         """
+        name = name or hyperparameter.name
         if self._sealed:
             raise RuntimeError(
-                f"hyperparameter {hyperparameter.name!r} comes too late: optimisers may hold the parameters already; "
-                "register all of them first"
+                f"hyperparameter {name!r} comes too late: optimisers may hold the parameters already; register all of "
+                "them first"
             )
-        if hyperparameter.name in self._declared:
-            raise ValueError(f"there are two hyperparameters of the name {hyperparameter.name!r}")
+        if name is None:
+            raise ValueError("name must be given for gates and choices that have none")
+        if name in self:
+            raise ValueError(f"there are two hyperparameters of the name {name!r}")
+        if not isinstance(hyperparameter, Hyperparameter):
+            self.discrete.register(name, hyperparameter)
+            return
         self._declared[hyperparameter.name] = hyperparameter
         raw, raw_scale = self._raw_and_scale()
         u = hyperparameter.value_map.inverse(hyperparameter.start)
@@ -226,20 +138,25 @@ class Hyperparameters(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The names, in the order of registration."""
+        """The names: continuous ones in the order of registration, then gates and choices."""
+        return [*self._declared, *self.discrete.names]
+
+    @property
+    def continuous(self) -> list[str]:
+        """The names of those that responses see, all but gates and choices (``H``)."""
         return list(self._declared)
 
     def __len__(self) -> int:
-        return len(self._declared)
+        return len(self._declared) + len(self.discrete)
 
     def __bool__(self) -> bool:
         return True
 
     def __contains__(self, name: object) -> bool:
-        return name in self._declared
+        return name in self._declared or name in self.discrete
 
     def declaration(self, name: str) -> Hyperparameter:
-        """Return what was declared under a name.
+        """Return what was declared under a name; gates and choices are in :attr:`discrete`.
 
         Raises:
             KeyError: If there is none.
@@ -258,6 +175,10 @@ class Hyperparameters(nn.Module):
         """The unconstrained scales (``H``)."""
         self._sealed = True
         return self._raw_and_scale()[1]
+
+    def tuned(self) -> list[nn.Parameter]:
+        """Return what the optimiser of the hyperparameters holds: :attr:`raw`, and the logits of gates and choices."""
+        return [self.raw, *self.discrete.logits()]
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -281,11 +202,15 @@ class Hyperparameters(nn.Module):
 
         Returns:
             One value for each example (``batch``) while it is perturbed; 0-d if the batch shares it, at the centre and
-            off. Without gradients unless it was declared with ``direct_gradient``.
+            off. Without gradients unless it was declared with ``direct_gradient``. Gates give zeros and ones, choices
+            of numbers the number, others the weights of their options (``... x k``): for each example
+            while they are sampled, with gradients in hyper steps.
 
         Raises:
             KeyError: If there is none of this name.
         """
+        if name in self.discrete:
+            return self.discrete.strength(name, self._samples(name))
         index = self._index(name)
         self._read.add(name)
         declared, current = self._declared[name], self.current
@@ -303,22 +228,33 @@ class Hyperparameters(nn.Module):
         """The names whose strength something has asked for; others cannot make a difference."""
         return frozenset(self._read)
 
-    def values(self) -> dict[str, float]:
-        """Return the values at the centre by name; those of discrete ones before they are rounded."""
-        raw = self._raw_and_scale()[0].detach().double().cpu()
-        return {name: float(h.value_map(raw[i])) for i, (name, h) in enumerate(self._declared.items())}
+    def values(self) -> dict[str, Any]:
+        """Return the values at the centre by name.
 
-    def config(self) -> dict[str, float | int]:
-        """Return the values at the centre as a plain run would use them: discrete ones as whole numbers."""
+        Those of whole numbers are given before they are rounded, those of gates and choices are the most probable ones.
+        """
+        raw = self._raw_and_scale()[0].detach().double().cpu()
+        found = {name: float(h.value_map(raw[i])) for i, (name, h) in enumerate(self._declared.items())}
+        return {**found, **self.discrete.values()}
+
+    def numbers(self) -> dict[str, float]:
+        """Return values as numbers by name, for logs: of choices the probability of each ``name=option``."""
+        found = self.values()
+        result = {name: float(found[name]) for name in self._declared}
+        return result | dict(zip(self.discrete.columns(), self.discrete.numbers().tolist(), strict=True))
+
+    def config(self) -> dict[str, Any]:
+        """Return the values at the centre as a plain run would use them: in the terms of the configuration space."""
         raw = self._raw_and_scale()[0].detach().double().cpu()
         values = {name: h.value(raw[i]).item() for i, (name, h) in enumerate(self._declared.items())}
-        return {name: int(value) if self._declared[name].discrete else value for name, value in values.items()}
+        whole = {name: int(value) if self._declared[name].discrete else value for name, value in values.items()}
+        return {**whole, **self.discrete.values()}
 
     def scales(self) -> dict[str, float]:
         """Return the standard deviations of the perturbations by name."""
         return dict(zip(self._declared, self.sigma().detach().tolist(), strict=True))
 
-    def summary(self, scales: bool = False) -> dict[str, float]:
+    def summary(self, scales: bool = False) -> dict[str, Any]:
         """Return values by name, in the order of registration.
 
         Args:
@@ -330,20 +266,25 @@ class Hyperparameters(nn.Module):
         return result
 
     @torch.no_grad()
-    def set_values(self, values: Mapping[str, float]) -> None:
+    def set_values(self, values: Mapping[str, Any]) -> None:
         """Set values at the centre, as a schedule or a user says; the others stay.
 
         Args:
-            values: Values by name, between the bounds of their maps.
+            values: Values by name, between the bounds of their maps; options of choices and states of gates, which
+                become all but certain.
 
         Raises:
             KeyError: If there is none of a name.
             ValueError: If a value is on a bound or outside.
         """
         raw = self._raw_and_scale()[0]
-        news = [(self._index(name), self._declared[name].value_map.inverse(float(v))) for name, v in values.items()]
+        numbers = {name: value for name, value in values.items() if name not in self.discrete}
+        news = [(self._index(name), self._declared[name].value_map.inverse(float(v))) for name, v in numbers.items()]
         for index, u in news:
             raw[index] = u.to(raw)
+        for name in values:
+            if name in self.discrete:
+                self.discrete.set_value(name, values[name])
 
     def entropy(self) -> Tensor:
         """Return the entropy of the perturbations, ``sum log(sigma sqrt(2 pi e))``: 0-d, with gradients."""
@@ -358,17 +299,26 @@ class Hyperparameters(nn.Module):
             return None
         return self.centre() if self._current is None else self._current
 
-    def centre(self, tracks: bool = False) -> Perturbation:
+    def centre(self, tracks: bool = False, batch_size: int | None = None) -> Perturbation:
         """Return the unperturbed hyperparameters.
 
         Args:
-            tracks: Whether gradients to :attr:`raw` are wanted.
+            tracks: Whether gradients to :attr:`raw` and to logits are wanted; then gates and choices are sampled.
+            batch_size: Number of examples for which gates and choices are sampled. Default is no sample but the most
+                probable values, with ``tracks`` one sample for all.
         """
         parameter = self._raw_and_scale()[0]
         raw = (parameter if tracks else parameter.detach()).unsqueeze(0)
         inputs = self._response_inputs(raw)
         delta = inputs - inputs.detach() if tracks else torch.zeros_like(inputs)
-        return Perturbation("centred", raw, inputs, delta, tracks=tracks)
+        choices = self._drawn_choices(batch_size, tracks) if tracks or batch_size is not None else {}
+        return Perturbation("centred", raw, inputs, delta, tracks=tracks, choices=choices)
+
+    def _drawn_choices(self, batch_size: int | None, tracks: bool) -> dict[str, Tensor]:
+        if not len(self.discrete):
+            return {}
+        self._sealed = True
+        return self.discrete.draw(batch_size, tracks, self._generator, self._shared_generator)
 
     def draw(
         self, batch_size: int, groups: int | None = None, same: bool = False, tracks: bool = False
@@ -389,13 +339,15 @@ class Hyperparameters(nn.Module):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if groups is not None and groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups}")
-        if not self._declared:
+        if not len(self):
             raise ValueError("there are no hyperparameters to perturb")
         self._sealed = True
         raw, _ = self._raw_and_scale()
         n = 1 if same else min(batch_size, groups or batch_size)
         # Drawn on the CPU, so that every device sees the same.
-        noise = torch.randn(n, len(self), generator=self._generator, dtype=raw.dtype).to(raw.device, non_blocking=True)
+        noise = torch.randn(n, len(self._declared), generator=self._generator, dtype=raw.dtype).to(
+            raw.device, non_blocking=True
+        )
         shared = [i for i, h in enumerate(self._declared.values()) if not h.per_example]
         if shared:
             common = noise[:1, shared]
@@ -410,7 +362,8 @@ class Hyperparameters(nn.Module):
         perturbed = centre + sigma * noise
         inputs = self._response_inputs(perturbed)
         delta = inputs - self._response_inputs(centre).detach()
-        return Perturbation("perturbed", perturbed, inputs, delta, batch_size, tracks)
+        choices = self._drawn_choices(None if same else batch_size, tracks)
+        return Perturbation("perturbed", perturbed, inputs, delta, batch_size, tracks, choices=choices)
 
     @contextmanager
     def use(self, perturbation: Perturbation | None) -> Iterator[Perturbation | None]:
@@ -436,13 +389,9 @@ class Hyperparameters(nn.Module):
             yield perturbation
 
     @contextmanager
-    def centred(self, tracks: bool = False) -> Iterator[Perturbation]:
-        """Have the hyperparameters at their centre for a while.
-
-        Args:
-            tracks: Whether gradients to :attr:`raw` are wanted.
-        """
-        centre = self.centre(tracks)
+    def centred(self, tracks: bool = False, batch_size: int | None = None) -> Iterator[Perturbation]:
+        """Have the hyperparameters at their centre for a while; the arguments are those of :meth:`centre`."""
+        centre = self.centre(tracks, batch_size)
         with self.use(centre):
             yield centre
 
@@ -485,6 +434,8 @@ class Hyperparameters(nn.Module):
                 range. One that began further out may stay there. ``None`` for none.
             scales: Smallest and largest standard deviation.
 
+        Logits of gates and choices are kept within the limit, too.
+
         Raises:
             ValueError: If ``limit`` is not positive, or the scales are not positive and in order.
         """
@@ -501,6 +452,7 @@ class Hyperparameters(nn.Module):
                 ends = torch.tensor(scales, dtype=torch.float64)
                 low, high = (inverse_softplus(ends) if h.scale_map == "softplus" else torch.log(ends)).tolist()
                 raw_scale[i].clamp_(low, high)
+        self.discrete.clamp_(limit)
 
     # ---- state ---------------------------------------------------------------------------------------
 
@@ -548,12 +500,14 @@ class Hyperparameters(nn.Module):
             twin = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
             memo[id(parameter)] = twin
             copied._parameters[name] = twin
+        copied.discrete = copy.deepcopy(self.discrete, memo)
         copied._sealed = self._sealed
         copied._generator.set_state(self._generator.get_state())
         return copied.train(self.training)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value:.4g}" for name, value in self.values().items())
+        values = self.values()
+        return ", ".join(f"{name}={values[name]:.4g}" for name in self._declared)
 
     # ---- helpers -------------------------------------------------------------------------------------
 
@@ -567,56 +521,12 @@ class Hyperparameters(nn.Module):
         for i, known in enumerate(self._declared):
             if known == name:
                 return i
-        raise KeyError(f"there is no hyperparameter {name!r}{closest(name, self._declared)}; known are {self.names}")
+        if name in self.discrete:
+            raise KeyError(f"hyperparameter {name!r} is a {type(self.discrete[name]).__name__}; see discrete[{name!r}]")
+        raise KeyError(f"there is no hyperparameter {name!r}{closest(name, self.names)}; known are {self.names}")
 
     def _response_inputs(self, raw: Tensor) -> Tensor:
         if all(h.response_input == "raw" for h in self._declared.values()):
             return raw
         columns = [_RESPONSE_INPUTS[h.response_input](raw[:, i]) for i, h in enumerate(self._declared.values())]
         return torch.stack(columns, dim=1)
-
-
-def _declarations(
-    space: Mapping[str, Domain | Hyperparameter] | Iterable[Hyperparameter],
-    start: dict[str, float],
-    scale: float | Mapping[str, float],
-    shared: tuple[str, ...],
-) -> Iterator[Hyperparameter]:
-    if not isinstance(space, Mapping):
-        space = _by_name(space)
-    domains = {name for name, entry in space.items() if isinstance(entry, Domain)}
-    scales = dict(scale) if isinstance(scale, Mapping) else {}
-    for argument, names in (("start", start), ("scale", scales), ("shared", shared)):
-        for name in names:
-            if name not in domains:
-                raise ValueError(
-                    f"{argument}: there is no domain {name!r}{closest(name, domains)}; known are {sorted(domains)}"
-                )
-    default = 1.0 if isinstance(scale, Mapping) else scale
-    for name, entry in space.items():
-        if isinstance(entry, Hyperparameter):
-            yield entry if entry.name == name else replace(entry, name=name)
-            continue
-        if not isinstance(entry, Domain):
-            raise TypeError(f"hyperparameter {name!r} must be a domain or a Hyperparameter, got {entry!r}")
-        value_map, integer = map_of_domain(entry, name)
-        tenth = float(value_map(torch.logit(torch.tensor(_START, dtype=torch.float64))))
-        yield Hyperparameter(
-            name,
-            value_map,
-            float(start.get(name, tenth)),
-            float(scales.get(name, default)),
-            per_example=name not in shared,
-            discrete="round" if integer else False,
-        )
-
-
-def _by_name(hyperparameters: Iterable[Hyperparameter]) -> dict[str, Domain | Hyperparameter]:
-    result: dict[str, Domain | Hyperparameter] = {}
-    for entry in hyperparameters:
-        if not isinstance(entry, Hyperparameter):
-            raise TypeError(f"space must hold domains by name, or Hyperparameter objects, got {entry!r}")
-        if entry.name in result:
-            raise ValueError(f"there are two hyperparameters of the name {entry.name!r}")
-        result[entry.name] = entry
-    return result

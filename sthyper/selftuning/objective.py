@@ -161,7 +161,12 @@ class SelfTuningObjective:
             raise TypeError(f"make_run must return a SelfTuner, got {run!r}")
         if run.reporter is not None:
             raise ValueError("make_run must leave reporter out: the objective reports")
-        given = {name: float(config[name]) for name in run.hyperparameters.names if name in config}
+        continuous = run.hyperparameters.continuous
+        given = {
+            name: float(config[name]) if name in continuous else config[name]
+            for name in run.hyperparameters.names
+            if name in config
+        }
         if given and run.control is not None:
             raise ValueError(f"the configuration has values of {list(given)}, and so has the control of the run")
         set_values(run.hyperparameters, given)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -27,6 +28,8 @@ class Perturbation:
         tracks: Whether gradients or tangents with respect to the hyperparameters are wanted, so that responses count
             even where ``delta`` is zero.
         linearised: Whether a forward-mode derivative runs through ``delta``, which is zero itself.
+        choices: Samples of gates and choices by name, for each example or for all; those left out are the most
+            probable ones.
     """
 
     kind: Literal["centred", "perturbed"]
@@ -36,6 +39,7 @@ class Perturbation:
     batch_size: int | None = None
     tracks: bool = False
     linearised: bool = False
+    choices: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_groups(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,10 +111,13 @@ class _StepOptimizer:
         h = self.h_container
         wanted = [h.raw]
         current = h.centre(tracks=True)
+        if perturbed_h is not None and perturbed_h.tracks:
+            current = replace(current, choices=perturbed_h.choices)
         if self.tune_scales:
             if perturbed_h is None or not perturbed_h.tracks:
                 raise ValueError("hyper steps that tune scales need perturbed_h of h_container.draw(..., tracks=True)")
             current, wanted = perturbed_h, [h.raw, h.raw_scale]
+        wanted += h.discrete.logits()
         with evaluating(self.model), h.use(current):
             prediction = self.model(inputs)
             loss = self.criterion(prediction, labels)
@@ -134,7 +138,7 @@ class StnStepOptimizer(_StepOptimizer):
     Args:
         model: A self-tuning model.
         model_opt: Holds its weights and responses.
-        hyper_opt: Holds ``h_container.raw``.
+        hyper_opt: Holds ``h_container.raw``, with gates or choices ``h_container.tuned()``.
         scale_opt: Holds ``h_container.raw_scale``; may be ``None`` if scales are not tuned.
         criterion: ``(prediction, labels)`` -> loss (0-d).
         h_container: The hyperparameters.
@@ -182,7 +186,7 @@ class DeltaStnStepOptimizer(_StepOptimizer):
         model: A self-tuning model of kind ``"delta"``.
         general_opt: Holds its general parameters.
         response_opt: Holds its response parameters.
-        hyper_opt: Holds ``h_container.raw``.
+        hyper_opt: Holds ``h_container.raw``, with gates or choices ``h_container.tuned()``.
         scale_opt: Holds ``h_container.raw_scale``; may be ``None`` if scales are not tuned.
         criterion: ``(prediction, labels)`` -> loss (0-d).
         h_container: The hyperparameters.
@@ -223,7 +227,7 @@ class DeltaStnStepOptimizer(_StepOptimizer):
     def _train(self, inputs: Any, labels: Any, perturbed_h: Perturbation, augmented: Any) -> tuple[Any, Tensor]:
         """Do both updates; return what the second one predicts and the loss of the first one, before it."""
         h = self.h_container
-        with h.centred():
+        with h.use(replace(h.centre(), choices=perturbed_h.choices)):
             loss = self.criterion(self.model(inputs), labels)
         _descend(self.general_opt, loss)
         if self.do_linearize:

@@ -40,9 +40,11 @@ _VERSION = 1
 class Schedule:
     """The trajectories of values and scales in one run, by step and by epoch.
 
-    A row holds the state after ``step`` training steps. Recording copies two small tensors; values are computed when
-    they are read. Files: :meth:`to_csv`, :meth:`to_json`; figures: :meth:`plot`, :meth:`animate`; another run with the
-    same values: :class:`sthyper.selftuning.Replay`.
+    A row holds the state after ``step`` training steps. Recording copies small tensors; values are computed when they
+    are read. Of choices it holds the probability of each option, under the name ``name=option``; of a gate its
+    probability, of several gates how many are expected to be on (``name.size``). Files: :meth:`to_csv`,
+    :meth:`to_json`; figures: :meth:`plot`, :meth:`animate`; another run with the same values:
+    :class:`sthyper.selftuning.Replay`.
 
     Example:
         >>> schedule = Schedule()
@@ -102,7 +104,7 @@ class Schedule:
             raise ValueError(f"kind must be 'step' or 'epoch', got {kind!r}{closest(kind, get_args(Kind))}")
         if not isinstance(hyperparameters, Hyperparameters | Mapping):
             raise TypeError(f"hyperparameters must be Hyperparameters or values by name, got {hyperparameters!r}")
-        given = hyperparameters.names if isinstance(hyperparameters, Hyperparameters) else list(hyperparameters)
+        given = _columns_of(hyperparameters) if isinstance(hyperparameters, Hyperparameters) else list(hyperparameters)
         names = self._check_names(given)
         position = (math.nan if step is None else float(step), float(epoch))
         self._check_position(*position)
@@ -113,11 +115,10 @@ class Schedule:
         if isinstance(hyperparameters, Hyperparameters):
             if scales is not None:
                 raise ValueError("scales are those of the hyperparameters; give them with a mapping of values only")
-            raw, raw_scale = hyperparameters.raw.detach().clone(), hyperparameters.raw_scale.detach().clone()
+            raw, raw_scale, declared = _measured(hyperparameters)
             if given != names:
                 order = [given.index(name) for name in names]
-                raw, raw_scale = raw[order], raw_scale[order]
-            declared = [hyperparameters.declaration(name) for name in names]
+                raw, raw_scale, declared = raw[order], raw_scale[order], [declared[i] for i in order]
             row = Row(numbers, raw, raw_scale, gradients=gradients)
         else:
             values = tuple(float(hyperparameters[name]) for name in names)
@@ -433,6 +434,25 @@ class Schedule:
         from sthyper.selftuning._schedule_plots import animate_schedules
 
         return animate_schedules([self], path, names=names, x=x, frames=frames, fps=fps)
+
+
+def _columns_of(hyperparameters: Hyperparameters) -> list[str]:
+    return [*hyperparameters.continuous, *hyperparameters.discrete.columns()]
+
+
+def _measured(hyperparameters: Hyperparameters) -> tuple[Tensor, Tensor, list[Hyperparameter]]:
+    """Return raw numbers and scales to keep, and what they are; probabilities count as raw numbers without a scale."""
+    raw, raw_scale = hyperparameters.raw.detach(), hyperparameters.raw_scale.detach()
+    declared = [hyperparameters.declaration(name) for name in hyperparameters.continuous]
+    if not len(hyperparameters.discrete):
+        return raw.clone(), raw_scale.clone(), declared
+    numbers = hyperparameters.discrete.numbers().to(raw)
+    unknown = torch.full_like(numbers, math.nan)
+    return (
+        torch.cat([raw, numbers]),
+        torch.cat([raw_scale, unknown]),
+        declared + hyperparameters.discrete.declarations(),
+    )
 
 
 def _checked(names: Iterable[str]) -> list[str]:

@@ -127,12 +127,15 @@ def delta_stn_step(
     groups: int | None = None,
     *,
     max_norm: float | None = None,
+    response_closure: Closure | None = None,
+    response_size: int | None = None,
 ) -> TrainStepResult:
     """Do a training step of Delta-STN (Bae & Grosse 2020, arXiv 2010.13514, alg. 1).
 
     ``"linearised"``: the general weights are updated with the hyperparameters at their centre, then the responses at
     the prediction that is linearised in the perturbation. ``"nonlinear"``: the responses at the perturbed prediction.
-    ``"joint"``: both at the perturbed prediction, in one pass; that costs as much as :func:`stn_step`.
+    ``"joint"``: both at the perturbed prediction, in one pass; that costs as much as :func:`stn_step`. Gates and
+    choices are sampled in all of them.
 
     Example::
 
@@ -152,6 +155,9 @@ def delta_stn_step(
         groups: In how many groups the batch is cut; the linearised pass gains nothing from groups. Default is a
             perturbation for each example.
         max_norm: Gradients of each optimiser are scaled down to this norm, ``None`` for no bound.
+        response_closure: Returns the training loss for the response update, say of some of the examples, which is as
+            good and costs less. Default is ``closure``. Not for ``"joint"``.
+        response_size: Number of its examples.
 
     Raises:
         NotImplementedError: With ``"linearised"``, if an operation of the model has no forward-mode derivative.
@@ -160,6 +166,10 @@ def delta_stn_step(
             loss cannot be linearised.
     """
     check_update(update)
+    if (response_closure is None) != (response_size is None):
+        raise ValueError("response_closure and response_size belong together: give both or none")
+    if response_closure is not None and update == "joint":
+        raise ValueError("response_closure has no effect with update='joint', which has one pass")
     both = check_optimizers(
         hyperparameters, {"general_optimizer": general_optimizer, "response_optimizer": response_optimizer}
     )
@@ -172,9 +182,13 @@ def delta_stn_step(
         apply_gradients([general_optimizer], both[:n], gradients[:n], max_norm)
         apply_gradients([response_optimizer], both[n:], gradients[n:], max_norm)
         return TrainStepResult(loss.detach())
-    with hyperparameters.centred():
+    with hyperparameters.centred(batch_size=batch_size):
         loss = closure()
     apply_gradients([general_optimizer], both[:n], gradients_of(loss, both[:n]), max_norm)
+    if not hyperparameters.continuous:  # gates and choices only: there is nothing to respond to
+        return TrainStepResult(loss.detach())
+    if response_closure is not None and response_size is not None:
+        closure, batch_size = response_closure, response_size
     # Tracked so that running statistics are left alone.
     perturbation = hyperparameters.draw(batch_size, groups, tracks=update == "nonlinear")
     answer = perturbed_loss(closure, hyperparameters, perturbation, linear=update == "linearised")

@@ -67,7 +67,8 @@ class SelfTuner(TrainerSteps):
         result.values, tuner.evaluate(test_loader), export(model)
 
     Args:
-        model: A self-tuning model; for ``tune=False`` any. Called with the inputs of a batch.
+        model: A self-tuning model; for ``tune=False``, and if there are gates and choices only, any. Called with the
+            inputs of a batch.
         hyperparameters: Its hyperparameters.
         train_loader: Gives batches ``(inputs, targets)``; both may be nested tensors.
         val_loader: The same, of data that the weights do not see; never transformed. Hyper steps go round it.
@@ -80,7 +81,7 @@ class SelfTuner(TrainerSteps):
             central strengths (weights) and with perturbed ones (responses).
         weight_optimizer: An optimiser of the weights, or a function from parameters to one. Default is SGD.
         response_optimizer: The same for the responses. Default is Adam; of kind ``"stn"`` that of the weights has them.
-        hyper_optimizer: The same for ``hyperparameters.raw``. Default is Adam.
+        hyper_optimizer: The same for ``hyperparameters.tuned()``. Default is Adam.
         scale_optimizer: The same for ``hyperparameters.raw_scale``, if scales are tuned. Default is Adam.
         lr_scheduler: A scheduler, a function from the optimiser of the weights to one, or a list of these; stepped once
             an epoch, :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau` with the validation loss.
@@ -88,8 +89,8 @@ class SelfTuner(TrainerSteps):
         control: Sets the hyperparameters, for ``tune=False``: a replay, or another control.
         schedule: Records values, scales, losses and hypergradients of all steps and epochs. Default is a new one.
         reporter: A :class:`sthyper.report.Reporter` or something like it: gets ``epoch``, ``val_loss``, ``train_loss``,
-            metrics, and each hyperparameter as ``value/<name>`` after each epoch. An answer other than ``"CONTINUE"``
-            ends the run.
+            metrics, and each hyperparameter as ``value/<name>`` (of choices the probability of each option, as
+            ``value/<name>=<option>``) after each epoch. An answer other than ``"CONTINUE"`` ends the run.
         callback: Called as ``callback(event, tuner)`` after each ``"train_step"``, ``"hyper_step"`` and ``"epoch"``,
             for checkpoints with :meth:`state_dict` among others.
         device: Where model and batches go. Default is where the model is.
@@ -352,6 +353,7 @@ class SelfTuner(TrainerSteps):
         if self._planned is None:
             return
         done = min(max(self.epoch - self._warm_up, 0) / max(self._planned - self._warm_up, 1), 1.0)
+        self.hyperparameters.set_progress(done)
         part = 1.0 - (1.0 - self.options.hyper_lr_end) * done
         for optimizer, lr in self._own_hyper:
             optimizer.param_groups[0]["lr"] = lr * part
@@ -374,7 +376,7 @@ class SelfTuner(TrainerSteps):
         self._schedulers.step(record.val_loss)
         self._call("epoch")
         if self.reporter is not None:
-            values = {f"value/{name}": value for name, value in record.values.items()}
+            values = {f"value/{name}": value for name, value in self.hyperparameters.numbers().items()}
             losses = {"val_loss": record.val_loss, "train_loss": record.train_loss}
             self._decision = str(self.reporter(epoch=self.epoch, **losses, **record.metrics, **values) or _GO_ON)
         return record

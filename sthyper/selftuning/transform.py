@@ -112,7 +112,8 @@ def self_tune(
 
     Args:
         model: Any module; what it computes is unchanged until hyperparameters are perturbed or moved.
-        hyperparameters: What it responds to, completely registered.
+        hyperparameters: What it responds to, completely registered. Gates and choices are sampled where the model
+            reads them; if there are no others the layers stay as they are.
         kind: ``"delta"`` for responses to the distance from the centre, which vanish there; ``"stn"`` for the form of
             the 2019 paper.
         response: ``"full"`` for responses like the weights, ``"lowrank"`` for a product of two factors, ``"auto"`` for
@@ -153,7 +154,8 @@ def self_tune(
         raise ValueError("model has an attribute 'selftuning' already, which is where the responses go")
     included = None if include is None else Selection("include", include, model)
     excluded = Selection("exclude", exclude, model)
-    chosen = _choose(model, included, excluded)
+    # Layers do not respond to gates and choices.
+    chosen = _choose(model, included, excluded) if hyperparameters.continuous else []
     axes = _axes(batch_dim, model, chosen)
     state = SelfTuning(hyperparameters, kind, DEFAULT_GROUPS if groups is None and response == "auto" else groups)
     # All that can be refused comes before the first change of the model.
@@ -293,7 +295,7 @@ def _respond(
         response = Response(
             weight,
             bias,
-            len(state.hyperparameters),
+            len(state.hyperparameters.continuous),
             kind=options.kind,
             form=options.form(layer, weight),
             rank=options.rank,

@@ -23,7 +23,8 @@ class BernoulliSample(torch.autograd.Function):
     saved ``p``, so a second derivative sees ``p`` once more: for ``y ** 2`` it is ``2 * y + 2 * p ** 2``.
 
     :func:`bernoulli_sample` checks its arguments and is what to call; ``BernoulliSample.apply(p)`` is the plain
-    function of one input.
+    function of one input. (PyTorch takes the derivative of a custom function's ``jvp`` in forward mode to be 0, and
+    draws once for all where ``p`` is not batched in ``vmap``: with nested transforms call :func:`bernoulli_sample`.)
 
     Source: Y. Bengio, N. Leonard, A. Courville: Estimating or Propagating Gradients Through Stochastic Neurons for
     Conditional Computation, 2013, section 4 (arXiv 1308.3432).
@@ -31,8 +32,8 @@ class BernoulliSample(torch.autograd.Function):
 
     @staticmethod
     def forward(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return a sample of the shape and dtype of ``probs`` (any shape)."""
-        return torch.bernoulli(probs, generator=generator)
+        """Return a sample of the shape, dtype and strides of ``probs`` (any shape)."""
+        return _draw(probs, generator)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -62,21 +63,12 @@ class BernoulliSample(torch.autograd.Function):
                 'a Bernoulli sample is drawn inside torch.vmap: say vmap(..., randomness="different") for a draw of '
                 'its own for each member of the batch, or randomness="same"'
             )
-        if info.randomness == "same":
-            if dim is None:
-                return cls.apply(probs, generator), None
-            return cls._same_draw(probs.movedim(dim, 0), generator), 0
-        if dim is None:
-            probs, dim = probs.expand(info.batch_size, *probs.shape), 0
-        return cls.apply(probs, generator), dim
-
-    @classmethod
-    def _same_draw(cls, probs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Compare all members of the batch (the first axis) with the same uniform numbers."""
-        # Those of half precision are too coarse for small probabilities.
-        dtype = torch.promote_types(probs.dtype, torch.float32)
-        uniform = torch.rand(probs.shape[1:], dtype=dtype, device=probs.device, generator=generator)
-        return straight_through((uniform < probs).to(probs.dtype), cls.antiderivative(probs))
+        assert dim is not None  # the only tensor
+        if info.randomness == "different":
+            return cls.apply(probs, generator), dim  # type: ignore[no-untyped-call]
+        probs = probs.movedim(dim, 0)
+        # All members of the batch are compared with the same numbers.
+        return straight_through(_compare(probs, probs.shape[1:], generator), cls.antiderivative(probs)), 0
 
     @staticmethod
     def antiderivative(probs: Tensor) -> Tensor:
@@ -104,6 +96,27 @@ class BernoulliIdentity(BernoulliSample):
 
 
 _FUNCTIONS: dict[str, type[BernoulliSample]] = {"probs": BernoulliSample, "identity": BernoulliIdentity}
+
+
+def _draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    if not torch.compiler.is_compiling() and _in_vmap():
+        return _compare(probs, probs.shape, generator)
+    # torch.bernoulli draws the same numbers into a contiguous tensor.
+    return torch.empty_like(probs).bernoulli_(probs, generator=generator)
+
+
+def _compare(probs: Tensor, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+    """Compare with uniform numbers of the given shape, for which vmap knows what each randomness means."""
+    # Those of half precision are too coarse for small probabilities.
+    dtype = torch.promote_types(probs.dtype, torch.float32)
+    uniform = torch.rand(shape, dtype=dtype, device=probs.device, generator=generator)
+    return (uniform < probs).to(probs.dtype)
+
+
+def _in_vmap() -> bool:
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack() or []
+    return any(interpreter.key() == functorch.TransformType.Vmap for interpreter in stack)
 
 
 def is_batched(x: Tensor) -> bool:
@@ -148,7 +161,7 @@ def bernoulli_sample(
         estimator: What the sample's derivative is taken to be: ``"probs"`` is ``p`` itself, compatible with FL4Health,
             ``"identity"`` is 1, the classic straight-through estimator. Both are biased. With ``"probs"`` no gradient
             arrives where ``p`` is 0.
-        generator: Of the device of ``p``; default torch's own.
+        generator: Of the device of ``p``; default torch's own. In compiled code one breaks the graph.
         validate: Whether to refuse probabilities outside [0, 1] and NaN. On a GPU this waits for the device. While
             compiling and inside ``vmap``, where values cannot be looked at, nothing is refused. Without it NaN counts
             as 0 and others as the nearest of 0 and 1, with no gradient there: no device assertion is ever met.
@@ -182,6 +195,8 @@ def bernoulli_sample(
     if clamp or not seen:
         p = p.clamp(0, 1)
     function = _FUNCTIONS[estimator]
-    if torch.compiler.is_compiling():  # which does not know functions with a jvp
-        return straight_through(torch.bernoulli(p, generator=generator), function.antiderivative(p))
-    return function.apply(p, generator)  # type: ignore[no-untyped-call, no-any-return]
+    # Dynamo does not know functions with a jvp; in forward mode the derivative of a jvp would be 0, and vmap would not
+    # see that a draw of unbatched probabilities is random.
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return straight_through(_draw(p.detach(), generator), function.antiderivative(p))
+    return function.apply(p, generator)  # type: ignore[no-untyped-call]

@@ -848,6 +848,7 @@ def test_several_optimizers_are_refused_by_lightning() -> None:
         ({"update": "linear"}, "linearised"),
         ({"kind": "stn", "update": "linearised"}, "joint"),
         ({"update": "joint", "response_lr": 0.1}, "response_lr"),
+        ({"update": "joint", "response_part": 0.5}, "response_part"),
         ({"kind": "stn", "max_norm": 1.0}, "max_norm"),
         ({"train_steps": 0}, "train_steps"),
         ({"hyper_lr": 0.0}, "hyper_lr"),
@@ -952,6 +953,22 @@ def test_arguments_matter(options: dict[str, Any]) -> None:
         fit(Net("penalty"), tuning, max_epochs=3)
         ends.append(tuning.values()["penalty"])
     assert ends[0] != ends[1]
+
+
+@pytest.mark.parametrize(("part", "expected"), [(None, 16), (0.5, 24), (1.0, 48)])
+def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expected: int) -> None:
+    sizes: list[int] = []
+    firsts: set[float] = set()
+
+    class Looks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            sizes.append(len(batch[0]))
+            firsts.add(float(batch[0].flatten()[0]))
+            return super().training_step(batch, batch_idx)
+
+    fit(Looks("penalty"), callback(response_part=part), train=loader(0, 48, 48), max_epochs=4)
+    assert sizes == [48, expected] * 4
+    assert (len(firsts) > 1) == (expected < 48), "others each time"
 
 
 def test_groups_share_a_perturbation() -> None:

@@ -193,6 +193,32 @@ def test_strengths_are_central_in_the_first_update_and_perturbed_in_the_second()
     assert float(seen[1].std()) > 0.05
 
 
+def test_a_response_update_on_other_examples() -> None:
+    s, twin = Setting(), Setting()
+
+    def part() -> Tensor:
+        return F.cross_entropy(s.model(s.x[:4]), s.y[:4])
+
+    s.delta_step(response_closure=part, response_size=4)
+    twin.delta_step()
+    close(*(x.parameters()[0] for x in (s, twin)))
+    assert not same(s.parameters()[1], twin.parameters()[1])
+    other = Setting()
+    with other.h.centred():
+        loss = other.closure()
+    loss.backward()
+    other.general.step()
+    other.model.zero_grad()
+    f = linearised(lambda: other.model(other.x[:4]), other.h, other.h.draw(4))
+    F.cross_entropy(f, other.y[:4]).backward()
+    other.response.step()
+    close(s.parameters()[1], other.parameters()[1])
+    with pytest.raises(ValueError, match="belong together"):
+        s.delta_step(response_closure=part)
+    with pytest.raises(ValueError, match="response_closure has no effect with update='joint'"):
+        s.delta_step(update="joint", response_closure=part, response_size=4)
+
+
 def test_max_norm_scales_gradients_down() -> None:
     steps = {}
     for max_norm in (None, 1e-3):

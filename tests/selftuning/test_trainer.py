@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sthyper.config_space import loguniform, uniform
+from sthyper.selftuning._batches import part_of_batch
 from sthyper.selftuning.controls import FixedValues, GaussianValues, Replay
 from sthyper.selftuning.hyperparameters import Hyperparameter, Hyperparameters
 from sthyper.selftuning.maps import Between
@@ -114,6 +115,36 @@ def test_cadence_and_warm_up() -> None:
         run = tuner(options={"warm_up_epochs": None})
         run.fit(epochs)
         assert run.hyper_steps == hyper_steps
+
+
+@pytest.mark.parametrize(("part", "expected"), [(0.25, 16), (0.5, 20), (1.0, 40)])
+def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
+    seen: list[Tensor] = []
+
+    def transform(x: Tensor, y: Tensor, h: Hyperparameters) -> tuple[Tensor, Tensor]:
+        if h["rate"].dim():
+            seen.append(x)
+        return x, y
+
+    whole = DataLoader(examples(), batch_size=N)
+    run = tuner(options={"response_part": part}, train=whole, transform=transform)
+    run.fit(4)
+    assert [len(x) for x in seen] == [expected] * 4
+    assert torch.equal(seen[0], seen[1]) == (part == 1), "others each time"
+
+
+def test_a_part_of_a_batch() -> None:
+    x, y, n = torch.arange(80.0).reshape(40, 2), torch.arange(40), 40
+    (inputs, targets), length = part_of_batch((x, {"y": y, "n": 3}), 0, n, 0.5, turn=1)
+    assert length == 20
+    assert torch.equal(inputs[:, 0] / 2, targets["y"])
+    assert targets["n"] == 3
+    starts = [int(part_of_batch(y, 0, n, 0.5, turn)[0][0]) for turn in range(40)]
+    assert (min(starts), max(starts)) == (0, 20)
+    assert part_of_batch(x.T, 1, n, 0.5, 0)[0].shape == (2, 20)
+    # Of what has its examples elsewhere, or is no tensor, nothing can be cut off.
+    for batch in ((x, y[:30]), (x.T, y), (x, ["a"] * 40), (x, torch.tensor(1.0))):
+        assert part_of_batch(batch, 0, n, 0.5, 1) == (batch, n)
 
 
 def test_without_hyper_steps_training_is_perturbed_all_the_same() -> None:

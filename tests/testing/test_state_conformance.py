@@ -309,6 +309,7 @@ ELSEWHERE = {
     "selftuning.controls.SinusoidValues": "selftuning/test_controls.py",
     "selftuning.schedule.Schedule": "selftuning/test_schedule.py",
     "selftuning.trainer.SelfTuner": "selftuning/test_trainer.py",
+    "straight_through.mask_aggregation.MaskAggregator": "straight_through/test_mask_aggregation.py",
 }
 # Class -> why nothing of it is ever saved.
 NOTHING = {"_tuning.following.Follower": "stands in for a scheduler while a record is gone through"}

@@ -1,4 +1,4 @@
-"""Validation batches for hyper steps: endless, apart from the Trainer's own, and in an order that a seed decides."""
+"""Validation batches to tune on: endless, apart from the Trainer's own, and in an order that a seed decides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, RandomSampler
 
-from sthyper.callbacks.lightning._self_tuning_passes import seed_all, validating
+from sthyper.callbacks.lightning._passes import seed_all, validating
 from sthyper.selftuning._batches import _generators, check_loader, random_state, set_random_state
 
 __all__ = ["ValidationStream", "find_loader", "mixed", "to_device"]
@@ -24,12 +24,14 @@ def mixed(seed: int, *numbers: int) -> int:
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def find_loader(trainer: Trainer, own: Any) -> Any:
+def find_loader(trainer: Trainer, own: Any, owner: str, steps: str) -> Any:
     """Return the loader of validation data, this rank's part of it.
 
     Args:
         trainer: The Trainer, in ``on_train_start``.
         own: The loader that the callback was given, ``None`` for the Trainer's.
+        owner: Name of the callback, for messages.
+        steps: What the steps on the data are called there.
 
     Raises:
         TypeError: If it is no loader.
@@ -45,7 +47,7 @@ def find_loader(trainer: Trainer, own: Any) -> Any:
         while isinstance(loader, Mapping) or (isinstance(loader, Sequence) and not isinstance(loader, DataLoader)):
             parts = list(loader.values()) if isinstance(loader, Mapping) else list(loader)
             if len(parts) > 1:
-                rank_zero_info(f"SelfTuningCallback: hyper steps use the first of {len(parts)} validation loaders")
+                rank_zero_info(f"{owner}: {steps} use the first of {len(parts)} validation loaders")
             loader = parts[0] if parts else None
     check_loader(loader, name, whole_batch=True)
     if own is not None:

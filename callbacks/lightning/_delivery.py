@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -12,15 +12,23 @@ from lightning.pytorch import Trainer
 
 from sthyper.callbacks.lightning._ranks import is_forked_rank
 
-if TYPE_CHECKING:
-    from sthyper.callbacks.lightning._self_tuning_state import SelfTuningState
-
-__all__ = ["deliver_to_main_process", "packed", "register", "unpacked"]
-
-_callbacks: WeakValueDictionary[str, SelfTuningState] = WeakValueDictionary()
+__all__ = ["Deliverable", "deliver_to_main_process", "packed", "register", "unpacked"]
 
 
-def register(callback: SelfTuningState) -> str:
+class Deliverable(Protocol):
+    """A callback whose state is wanted in the process of the script."""
+
+    def _parcel(self) -> bytes:
+        """Return the state."""
+
+    def _receive(self, parcel: bytes) -> None:
+        """Take over the state that another process has packed."""
+
+
+_callbacks: WeakValueDictionary[str, Deliverable] = WeakValueDictionary()
+
+
+def register(callback: Deliverable) -> str:
     """Return a name by which this callback is known in its process, and in those that are forked from it."""
     name = uuid.uuid4().hex
     _callbacks[name] = callback
@@ -57,7 +65,7 @@ class _Parcel:
             callback._receive(self.state)
 
 
-def deliver_to_main_process(trainer: Trainer, name: str, callback: SelfTuningState) -> None:
+def deliver_to_main_process(trainer: Trainer, name: str, callback: Deliverable) -> None:
     """Send the state of a callback along with that of the Trainer, which is the only thing that Lightning sends.
 
     Args:

@@ -1,4 +1,4 @@
-"""What several processes, and the optimiser of the user, must know about response parameters."""
+"""What several processes, and the optimiser of the user, must know about parameters that a callback trains."""
 
 from __future__ import annotations
 

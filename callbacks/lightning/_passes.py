@@ -1,4 +1,4 @@
-"""Steps of a LightningModule that are run once more, without a trace: for response updates and hyper steps."""
+"""Steps of a LightningModule that are run once more, without a trace, for updates beside those of Lightning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from sthyper.selftuning._batches import preserved_random_state
-from sthyper.selftuning.transform import frozen_statistics
 
 __all__ = ["SkippedStep", "run_step", "seed_all", "undisturbed", "validating"]
 
@@ -57,7 +56,7 @@ def undisturbed(trainer: Trainer, module: LightningModule, seed: int) -> Iterato
     """
     logged: dict[str, Any] = {}
     loggers = trainer.loggers
-    with preserved_random_state(), _kept(module), frozen_statistics(module):
+    with preserved_random_state(), _kept(module):
         _mute(module, logged)
         trainer.loggers = [DummyLogger() for _ in loggers]
         seed_all(seed)

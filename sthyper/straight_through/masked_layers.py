@@ -1,0 +1,322 @@
+"""Masked layers, models of them, and the way back to plain ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from sthyper.errors import closest
+from sthyper.straight_through._masked_base import MaskedLayer, become_masked
+from sthyper.straight_through.masked_convolutions import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+)
+from sthyper.straight_through.masks import (
+    MODES,
+    MaskMode,
+    MaskOptions,
+    all_masks,
+    check_name,
+    is_masked_module,
+    mask_module,
+    masked_names,
+    own_class,
+)
+
+__all__ = [
+    "MaskedBatchNorm1d",
+    "MaskedBatchNorm2d",
+    "MaskedBatchNorm3d",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedConvTranspose1d",
+    "MaskedConvTranspose2d",
+    "MaskedConvTranspose3d",
+    "MaskedLayer",
+    "MaskedLayerNorm",
+    "MaskedLinear",
+    "convert_to_masked_model",
+    "export_masked",
+]
+
+Device = torch.device | str | int
+
+
+class MaskedLinear(MaskedLayer, nn.Linear):
+    """:class:`torch.nn.Linear` with masks of trained scores on frozen weights.
+
+    Args:
+        in_features: As in the plain layer, and so on up to ``dtype``.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+    """
+
+    plain = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        options: MaskOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        self._put_masks(options, generator)
+
+
+class MaskedLayerNorm(MaskedLayer, nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm` with masks of trained scores on frozen weights.
+
+    Args:
+        normalized_shape: As in the plain layer, and so on up to ``dtype``.
+        elementwise_affine: Without it there is nothing to mask and there are no scores.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+    """
+
+    plain = nn.LayerNorm
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        options: MaskOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        self._put_masks(options, generator)
+
+
+class MaskedBatchNorm1d(MaskedLayer, nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` with masks of trained scores on frozen weights, for ``N x C`` or ``N x C x L``.
+
+    Args:
+        num_features: As in the plain layer, and so on up to ``dtype``; running statistics follow its rules.
+        affine: Without it there is nothing to mask and there are no scores.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+    """
+
+    plain = nn.BatchNorm1d
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        options: MaskOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        nn.BatchNorm1d.__init__(self, num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._put_masks(options, generator)
+
+
+class MaskedBatchNorm2d(MaskedLayer, nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` with masks of trained scores on frozen weights, for ``N x C x H x W``.
+
+    Args:
+        num_features: As in the plain layer, and so on up to ``dtype``; running statistics follow its rules.
+        affine: Without it there is nothing to mask and there are no scores.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+    """
+
+    plain = nn.BatchNorm2d
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        options: MaskOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        nn.BatchNorm2d.__init__(self, num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._put_masks(options, generator)
+
+
+class MaskedBatchNorm3d(MaskedLayer, nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d` with masks of trained scores on frozen weights, for ``N x C x D x H x W``.
+
+    Args:
+        num_features: As in the plain layer, and so on up to ``dtype``; running statistics follow its rules.
+        affine: Without it there is nothing to mask and there are no scores.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+    """
+
+    plain = nn.BatchNorm3d
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        options: MaskOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        nn.BatchNorm3d.__init__(self, num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._put_masks(options, generator)
+
+
+_MASKED: dict[type[nn.Module], type[MaskedLayer]] = {
+    masked.plain: masked
+    for masked in (
+        MaskedLinear,
+        MaskedConv1d,
+        MaskedConv2d,
+        MaskedConv3d,
+        MaskedConvTranspose1d,
+        MaskedConvTranspose2d,
+        MaskedConvTranspose3d,
+        MaskedLayerNorm,
+        MaskedBatchNorm1d,
+        MaskedBatchNorm2d,
+        MaskedBatchNorm3d,
+    )
+}
+
+
+def convert_to_masked_model(
+    model: nn.Module,
+    options: MaskOptions | None = None,
+    generator: torch.Generator | None = None,
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    """Return a copy of a model whose linear, convolution, layer norm and batch norm layers are masked.
+
+    Layers of these classes become the masked ones; layers of other subclasses of them keep their class and are masked
+    by :func:`~sthyper.straight_through.mask_module`; layers that are masked already and modules of other kinds are
+    copied as they are, with trainable parameters. A frozen weight is frozen for all layers that share it.
+
+    Example:
+        >>> masked = convert_to_masked_model(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> optimizer = torch.optim.Adam((p for p in masked.parameters() if p.requires_grad), lr=0.1)
+        >>> plain = export_masked(masked)
+
+    Args:
+        model: Any module; it is not changed. A model without such layers gives a plain copy.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+        exclude: Patterns of paths of layers that stay plain, as in :mod:`fnmatch`.
+
+    Raises:
+        TypeError: If ``model`` is no module, or ``exclude`` is a string.
+        ValueError: If a pattern matches no layer that would be masked, or a layer cannot be.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r}")
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a sequence of patterns, got a string: say exclude=({exclude!r},)")
+    model = copy.deepcopy(model)
+    kinds = (nn.Linear, _ConvNd, nn.LayerNorm, _BatchNorm)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and not is_masked_module(m)}
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(
+                f"exclude: no layer to mask matches {pattern!r}{closest(pattern, layers)}; there are {list(layers)}"
+            )
+    for name, layer in layers.items():
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        masked = _MASKED.get(type(layer))
+        if masked is None:
+            mask_module(layer, options=options, generator=generator)
+        else:
+            become_masked(layer, masked, options, generator)
+    return model
+
+
+@torch.no_grad()
+def export_masked(model: nn.Module, mode: MaskMode = "threshold") -> nn.Module:
+    """Return a plain copy of a model with masks, the masks multiplied in.
+
+    Layers are of torch's own classes again, their parameters have their old names and can be trained, also those that
+    were frozen. With the default, outputs are those of the masked model in evaluation by threshold. Other
+    parametrisations of a masked parameter are evaluated, too.
+
+    Args:
+        model: A model with masks; it is not changed.
+        mode: ``"threshold"`` keeps values whose probability is above one half, ``"sample"`` draws which to keep, from
+            torch's own generator, ``"expected"`` multiplies with the probabilities.
+
+    Raises:
+        TypeError: If ``model`` is no module.
+        ValueError: For an unknown mode, if the model has no masks, or if a layer is of a subclass of a masked layer,
+            which has no plain one.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r}")
+    for module in model.modules():
+        layer = _class_of(module)
+        if issubclass(layer, MaskedLayer) and layer not in _MASKED.values():
+            raise ValueError(f"model: {layer.__name__} is a subclass of a masked layer and has no plain class")
+    check_name("mode", mode, MODES)
+    all_masks(model)
+    model = copy.deepcopy(model)
+    for mask in all_masks(model).values():
+        mask.options = replace(mask.options, training=mode, evaluation=mode)
+    for module in list(model.modules()):
+        values = {name: getattr(module, name).detach().clone() for name in masked_names(module)}
+        if values:
+            _remove_parametrizations(module, list(values))
+        for name, value in values.items():
+            setattr(module, name, nn.Parameter(value))
+        if isinstance(module, MaskedLayer):
+            module.__class__ = module.plain  # type: ignore[assignment]
+    return model
+
+
+def _remove_parametrizations(module: nn.Module, names: Sequence[str]) -> None:
+    """Do what torch's function does, which would change the class that copies of the module share."""
+    own_class(module)
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    for name in names:
+        del lists[name]
+        delattr(type(module), name)
+    if not lists:
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before it was parametrised."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
