@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 def plain_copy(module: LightningModule, gates: GateSet, attribute: str, example_input: Any) -> LightningModule:
     """Return a copy of a module without gates, and without what they have closed.
 
+    What can be cut is known of ``forward`` in evaluation mode only. If the module has parameters that are not used
+    there (a head that only ``training_step`` calls), all that is closed is set to 0 and keeps its size.
+
     Args:
         module: The module, with its gates or already without.
         gates: The gates.

@@ -15,6 +15,7 @@ from sthyper.callbacks.lightning._gates_options import GateOptions, Kind, Settin
 from sthyper.callbacks.lightning._validation_data import mixed
 from sthyper.errors import closest
 from sthyper.selftuning._selection import match
+from sthyper.straight_through._sampled import weighted
 from sthyper.straight_through.gates import Gate
 
 __all__ = ["GateSet", "Site", "attach", "detach", "find_sites", "hooks_of"]
@@ -246,8 +247,8 @@ class GatedOperation(_Hook):
             )
         self.by_name = not args
         z = self.gate(torch.ones_like(output[(slice(None),) + (slice(0, 1),) * (output.dim() - 1)]))
-        # Exactly one of both where z is 0 or 1.
-        return z * output + (1 - z) * x
+        # Exactly one of both where z is 0 or 1, even if the other is not finite.
+        return weighted(output, z) + weighted(x, 1 - z)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

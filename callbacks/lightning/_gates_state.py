@@ -141,12 +141,13 @@ class GateState(Callback):
         """Restore a state; the rest of it is put in place when training starts.
 
         Raises:
-            ValueError: If it is that of other targets.
+            ValueError: If it is that of other targets, or of these in another order.
         """
-        if state_dict["targets"] != self.options.targets:
-            raise ValueError(
-                f"the checkpoint is that of the targets {state_dict['targets']}, these are {self.options.targets}"
-            )
+        saved, own = state_dict["targets"], self.options.targets
+        # In their order: seeds and the state of the optimiser are by number.
+        if list(saved.items()) != list(own.items()):
+            same = "; it has the same ones in another order, give them in that order" if saved == own else ""
+            raise ValueError(f"the checkpoint is that of the targets {saved}, these are {own}{same}")
         self._counts = Counts(**state_dict["counts"])
         self._pending = state_dict["steps"]
 

@@ -82,6 +82,7 @@ class GateSteps:
         self.logits = [gate.logits for gate in gates.gates]
         self.optimizer = Adam(self.logits, lr=options.lr)
         self._waiting: list[Tensor | None] = [None] * len(self.logits)
+        self._in_batch = False
         self._warm_up = ExitStack()
         self._handles: list[RemovableHandle] = []
 
@@ -115,6 +116,7 @@ class GateSteps:
 
     def epoch_starts(self) -> None:
         """Open the gates in the warm-up, and let them go after it."""
+        self._begin_window()  # of an epoch that the user has cut short there may be a part of one
         self._warm_up.close()
         if not self.trains:
             for gate in self.gates.gates:
@@ -126,6 +128,7 @@ class GateSteps:
         Args:
             planned: Steps of this ``fit``.
         """
+        self._in_batch = True
         self._reseed(_TRAINING, self.counts.batches)
         if self.options.settings.temperature_end is not None:
             progress = min((self.counts.steps - self.counts.begun) / planned, 1.0)
@@ -141,7 +144,8 @@ class GateSteps:
         def catch(logits: Tensor) -> None:
             # Nothing stays in .grad: what the user clips, sets to zero or steps with has no part in it.
             gradient, logits.grad = logits.grad, None
-            if gradient is None:
+            # Some of others than training batches: of validation steps, or of callbacks in between.
+            if gradient is None or not self._in_batch:
                 return
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if scaler is not None:
@@ -151,8 +155,8 @@ class GateSteps:
 
         return catch
 
-    def forget_gradients(self) -> None:
-        """Drop gradients that have come from elsewhere than training."""
+    def _begin_window(self) -> None:
+        """Begin to accumulate gradients anew."""
         self._waiting = [None] * len(self.logits)
 
     def batch_ends(self, stepped: bool) -> bool:
@@ -164,14 +168,14 @@ class GateSteps:
         Returns:
             Whether there was one.
         """
-        counts = self.counts
+        counts, self._in_batch = self.counts, False
         counts.batches += 1
         if not stepped or not self.trains:
             return False
         counts.steps += 1
         if self.loss is None:
             waiting = self._waiting
-            self.forget_gradients()
+            self._begin_window()
             return self._step(waiting)
         return counts.steps % self.options.every_n_steps == 0 and self._validation_step(self.loss)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from sthyper.callbacks.lightning._own_parameters import mean_over_ranks
 from sthyper.callbacks.lightning._passes import SkippedStep, run_step, undisturbed, validating
@@ -17,7 +17,7 @@ from sthyper.callbacks.lightning._self_tuning_checks import NAME
 from sthyper.callbacks.lightning._validation_data import ValidationStream, mixed, to_device
 from sthyper.callbacks.lightning._validation_loss import ValidationLoss, loss_of
 from sthyper.selftuning._batches import part_of_batch
-from sthyper.selftuning._trainer_parts import response_adam
+from sthyper.selftuning._trainer_parts import hyper_adam, response_adam
 from sthyper.selftuning.perturbation import Perturbation
 from sthyper.selftuning.steps import (
     HyperStepResult,
@@ -92,9 +92,9 @@ class Updates:
         if self.separate:
             self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
             self.optimizers["responses"] = response_adam(self.responses, options.response_lr)
-        self.optimizers["hyper"] = Adam(h.tuned(), lr=options.hyper_lr)
+        self.optimizers["hyper"] = hyper_adam(h.tuned(), options.hyper_lr)
         if options.tune_scales:
-            self.optimizers["scales"] = Adam([h.raw_scale], lr=self._scale_lr())
+            self.optimizers["scales"] = hyper_adam([h.raw_scale], self._scale_lr())
 
     # ---- the plan ------------------------------------------------------------------------------------
 

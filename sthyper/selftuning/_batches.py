@@ -25,7 +25,7 @@ __all__ = [
     "to_device",
 ]
 
-LEAST_PART = 16
+LEAST_PART = 32
 """Fewest examples of a part of a batch: statistics of fewer say little."""
 
 
@@ -149,7 +149,7 @@ def part_of_batch(batch: Any, axis: int, size: int, part: float, turn: int) -> t
         batch: Any tree of tensors.
         axis: Where they have their examples.
         size: Number of the examples.
-        part: Which part of them, but at least 16.
+        part: Which part of them, but at least 32.
         turn: Counts the calls: other examples have their turn each time.
 
     Returns:

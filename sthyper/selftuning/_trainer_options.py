@@ -56,7 +56,8 @@ class SelfTunerOptions:
         weight_lr: Learning rate of the default optimiser of the weights, SGD.
         momentum: Its momentum.
         response_lr: Learning rate of the default optimiser of the responses, Adam.
-        hyper_lr: Learning rate of the default optimiser of the hyperparameters, Adam, at the beginning.
+        hyper_lr: Learning rate, at the beginning, of the default optimiser of the hyperparameters, Adam with the
+            coefficients .9 and .99.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the first ``fit``, to which both
             fall linearly: first they must get where they are going, then settle. 1 keeps them.
         scale_lr: Learning rate of the default optimiser of the scales, Adam. Default is ``hyper_lr``.
@@ -64,7 +65,7 @@ class SelfTunerOptions:
         entropy_weight: Weight of the entropy of the perturbations, which keeps tuned scales large.
         bound: Unconstrained numbers stay within this distance from the middle; ``None`` for no bound.
         scale_bounds: Smallest and largest tuned scale; ``None`` for none.
-        response_part: Part of the examples of a batch (at least 16 of them) on which the responses are updated by
+        response_part: Part of the examples of a batch (at least 32 of them) on which the responses are updated by
             ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few hyperparameters, and a
             quarter of the examples gives as good ones at a quarter of the cost. Batches whose tensors do not all have
             their examples on one axis are taken whole.
@@ -81,18 +82,18 @@ class SelfTunerOptions:
 
     tune: bool = True
     update: Update | None = None
-    train_steps: int = 2
+    train_steps: int = 3
     hyper_steps: int = 1
     warm_up_epochs: int | None = None
     weight_lr: float = 0.01
     momentum: float = 0.9
     response_lr: float = 0.003
-    hyper_lr: float = 0.02
+    hyper_lr: float = 0.04
     hyper_lr_end: float = 0.2
     scale_lr: float | None = None
     tune_scales: bool = False
     entropy_weight: float = 0.0
-    bound: float | None = 3.0
+    bound: float | None = 4.0
     scale_bounds: tuple[float, float] | None = (0.1, 2.0)
     response_part: float = 0.25
     groups: int | None = None

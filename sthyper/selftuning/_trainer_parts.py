@@ -26,6 +26,7 @@ __all__ = [
     "SchedulerOrFactory",
     "Schedulers",
     "batch_axis",
+    "hyper_adam",
     "response_adam",
     "self_tuning_of",
 ]
@@ -70,6 +71,15 @@ def batch_axis(model: nn.Module) -> int:
 
     axes = {module.__dict__[LINK].batch_dim for module in model.modules() if LINK in module.__dict__}
     return axes.pop() if len(axes) == 1 else 0
+
+
+def hyper_adam(parameters: list[nn.Parameter], lr: float) -> Adam:
+    """Return the default optimiser of hyperparameters, or of their scales.
+
+    A run has some hundred hyper steps. With the usual memory of a thousand squared gradients the large ones of the
+    beginning would hold a hyperparameter where later ones are small: at the ends of its range.
+    """
+    return Adam(parameters, lr=lr, betas=(0.9, 0.99))
 
 
 def response_adam(responses: list[nn.Parameter], lr: float) -> Adam:
@@ -159,9 +169,11 @@ class Optimizers:
                 "weight_optimizer holds parameters of responses, which have an optimiser of their own; build it with "
                 "general_parameters(model)"
             )
-        result.hyper = _made(given, "hyper_optimizer", hyperparameters.tuned(), partial(Adam, lr=options.hyper_lr))
+        result.hyper = _made(
+            given, "hyper_optimizer", hyperparameters.tuned(), partial(hyper_adam, lr=options.hyper_lr)
+        )
         if options.tune_scales:
-            scale_adam = partial(Adam, lr=options.hyper_lr if options.scale_lr is None else options.scale_lr)
+            scale_adam = partial(hyper_adam, lr=options.hyper_lr if options.scale_lr is None else options.scale_lr)
             result.scales = _made(given, "scale_optimizer", [hyperparameters.raw_scale], scale_adam)
         check_hyper_optimizers(hyperparameters, result.hyper, result.scales)
         return result

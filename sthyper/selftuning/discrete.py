@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ from sthyper.selftuning.declarations import Discrete, Hyperparameter
 from sthyper.selftuning.maps import Unbounded
 from sthyper.straight_through.choices import Choice, mix
 from sthyper.straight_through.gates import Gate
-from sthyper.straight_through.penalties import check_weight, penalty
+from sthyper.straight_through.penalties import check_costs, check_weight, penalty
 
 __all__ = ["DiscreteHyperparameters"]
 
 _SURE = 0.99
+_ROUNDING = 1e-5  # of a floor, in the type of logits: what is there stays as it is
 
 
 class DiscreteHyperparameters(nn.Module):
@@ -32,7 +34,7 @@ class DiscreteHyperparameters(nn.Module):
         entropy: Cost of a nat of entropy, in hyper steps.
 
     Raises:
-        ValueError: If a cost is below 0.
+        ValueError: If a cost is below 0; see :meth:`check_costs`, too.
     """
 
     def __init__(self, l0: float = 0.0, entropy: float = 0.0) -> None:
@@ -41,7 +43,7 @@ class DiscreteHyperparameters(nn.Module):
         check_weight("entropy", entropy)
         self.l0, self.entropy = l0, entropy
         self._names: list[str] = []
-        self._starts: list[float] = []
+        self._starts: list[float] = []  # how far out each began, see clamp_
         # By position: names may hold dots.
         self.parts = nn.ModuleList()
 
@@ -74,8 +76,17 @@ class DiscreteHyperparameters(nn.Module):
                 "'probs', 'gumbel' or 'hard_concrete'"
             )
         self._names.append(name)
-        self._starts.append(float(part.logits.detach().abs().max()))
+        self._starts.append(_reach(part))
         self.parts.append(part)
+
+    def check_costs(self) -> None:
+        """Raise unless each cost is one of something; to be called when all are registered.
+
+        Raises:
+            ValueError: If there is a cost ``l0`` but no gate and no choice with costs, or a cost of entropy but neither
+                gate nor choice.
+        """
+        check_costs([part for _, part in self.items()], self.l0, self.entropy)
 
     @property
     def names(self) -> list[str]:
@@ -278,6 +289,8 @@ class DiscreteHyperparameters(nn.Module):
     def set_value(self, name: str, value: Any) -> None:
         """Make a value all but certain, at a probability of 0.99.
 
+        The next hyper step brings it within the bound of probabilities, see :meth:`clamp_`, if that is closer.
+
         Args:
             name: The name.
             value: An option; for a gate whether it is on, for several a list.
@@ -311,16 +324,49 @@ class DiscreteHyperparameters(nn.Module):
 
     @torch.no_grad()
     def clamp_(self, limit: float | None) -> None:
-        """Keep logits where samples still try other options.
+        """Keep probabilities where samples still try other options.
 
         Args:
-            limit: Largest distance from the middle; one that began further out may stay there. ``None`` for none.
+            limit: Largest log odds of one option against all others, of a choice as of a gate: 3 keeps 5 % for the
+                others, however many there are, and at least an equal share of these for each. What began further out
+                may stay there. ``None`` for none.
         """
         for (_, part), start in zip(self.items(), self._starts, strict=True):
             if isinstance(part, Choice):
+                if limit is not None:
+                    part.logits.copy_(_with_floor(part.logits, max(limit, start)))
                 part.logits.sub_(part.logits.mean())  # which changes no probability
-            if limit is not None:
-                part.logits.clamp_(-max(limit, start), max(limit, start))
+            elif limit is not None:
+                # Of hard concrete gates logits are not the log odds of their probability.
+                shift, reach = part._shift(), max(limit, start)
+                part.logits.clamp_(shift - reach, shift + reach)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.values().items())
+
+
+def _reach(part: Discrete) -> float:
+    """Return the limit of log odds (see ``clamp_``) that the probabilities of a gate or choice just keep."""
+    if isinstance(part, Gate):
+        return float((part.logits.detach() - part._shift()).abs().max())
+    others = len(part.options) - 1
+    rest = float(part.probabilities().detach().double().min()) * others
+    return math.log1p(-rest) - math.log(rest)
+
+
+def _with_floor(logits: Tensor, limit: float) -> Tensor:
+    """Return the logits of the closest probabilities (in relative entropy) that leave each option a smallest share.
+
+    Args:
+        logits: Those of ``k`` options.
+        limit: Log odds against all others of an option when these have no more than that share each.
+    """
+    k = len(logits)
+    floor = 1 / (math.exp(min(limit, 700.0)) + 1) / (k - 1)
+    logs = logits.detach().cpu().double().log_softmax(0)
+    descending = logs.exp().sort(descending=True).values
+    kept = torch.arange(1, k + 1)
+    # The largest of these stay in proportion, the others are at the floor.
+    factors = (1 - (k - kept) * floor) / descending.cumsum(0)
+    n = int((factors * descending >= floor * (1 - _ROUNDING)).sum())
+    return logits if n == k else (logs + factors[n - 1].log()).clamp(min=math.log(floor)).to(logits)

@@ -54,7 +54,8 @@ class Hyperparameters(Choosing):
         scale: Standard deviation of the perturbations of the unconstrained numbers, one for all or by name. For domains
             only.
         shared: Names that the whole batch shares, see ``per_example`` of :class:`Hyperparameter`. For domains only.
-        l0: Cost of an open gate in hyper steps, see :func:`~sthyper.straight_through.penalty`.
+        l0: Cost of an open gate, and of a unit of the ``costs`` of choices, in hyper steps, see
+            :func:`~sthyper.straight_through.penalty`.
         entropy: Cost of a nat of entropy of gates and choices in hyper steps, which makes them decide.
         seed: Seed of the perturbations and samples.
         dtype: Type of the parameters; default is torch's default.
@@ -66,7 +67,7 @@ class Hyperparameters(Choosing):
     Raises:
         TypeError: If ``space`` holds something else.
         ValueError: For unknown or repeated names, values outside their domain, and costs that are below 0 or of
-            nothing.
+            nothing (where ``space`` is empty, the latter when parameters are handed out or perturbations drawn).
     """
 
     def __init__(
@@ -95,6 +96,8 @@ class Hyperparameters(Choosing):
         self.discrete = DiscreteHyperparameters(l0, entropy)
         for name, declared in declarations(space, dict(start or {}), scale, tuple(shared)):
             self.register(declared, name)
+        if len(self):
+            self.discrete.check_costs()
         self.discrete.to(dtype=dtype, device=device)
 
     # ---- declarations --------------------------------------------------------------------------------
@@ -167,13 +170,13 @@ class Hyperparameters(Choosing):
     @property
     def raw(self) -> nn.Parameter:
         """The unconstrained numbers (``H``)."""
-        self._sealed = True
+        self._seal()
         return self._raw_and_scale()[0]
 
     @property
     def raw_scale(self) -> nn.Parameter:
         """The unconstrained scales (``H``)."""
-        self._sealed = True
+        self._seal()
         return self._raw_and_scale()[1]
 
     def tuned(self) -> list[nn.Parameter]:
@@ -184,7 +187,7 @@ class Hyperparameters(Choosing):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
         """Return the parameters by name; no hyperparameter can be registered after that."""
-        self._sealed = True
+        self._seal()
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
     # ---- values --------------------------------------------------------------------------------------
@@ -317,7 +320,7 @@ class Hyperparameters(Choosing):
     def _drawn_choices(self, batch_size: int | None, tracks: bool) -> dict[str, Tensor]:
         if not len(self.discrete):
             return {}
-        self._sealed = True
+        self._seal()
         return self.discrete.draw(batch_size, tracks, self._generator, self._shared_generator)
 
     def draw(
@@ -341,7 +344,7 @@ class Hyperparameters(Choosing):
             raise ValueError(f"groups must be at least 1, got {groups}")
         if not len(self):
             raise ValueError("there are no hyperparameters to perturb")
-        self._sealed = True
+        self._seal()
         raw, _ = self._raw_and_scale()
         n = 1 if same else min(batch_size, groups or batch_size)
         # Drawn on the CPU, so that every device sees the same.
@@ -434,7 +437,8 @@ class Hyperparameters(Choosing):
                 range. One that began further out may stay there. ``None`` for none.
             scales: Smallest and largest standard deviation.
 
-        Logits of gates and choices are kept within the limit, too.
+        The limit is also that of the log odds of gates, and of the options of choices against all others: 3 keeps the
+        most probable option below 95 %, however many there are.
 
         Raises:
             ValueError: If ``limit`` is not positive, or the scales are not positive and in order.
@@ -510,6 +514,13 @@ class Hyperparameters(Choosing):
         return ", ".join(f"{name}={values[name]:.4g}" for name in self._declared)
 
     # ---- helpers -------------------------------------------------------------------------------------
+
+    def _seal(self) -> None:
+        """Register nothing from now on."""
+        if not self._sealed:
+            # Where all have been registered one by one, this is the first time that costs of nothing can be told.
+            self.discrete.check_costs()
+        self._sealed = True
 
     def _raw_and_scale(self) -> tuple[nn.Parameter, nn.Parameter]:
         raw, raw_scale = self._parameters["raw"], self._parameters["raw_scale"]

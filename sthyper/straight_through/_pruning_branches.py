@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from sthyper.straight_through._pruning_compare import close
-from sthyper.straight_through._pruning_graph import trace
+from sthyper.straight_through._pruning_graph import not_in_graph, trace
 from sthyper.straight_through._pruning_layers import NORMS, PRODUCERS, is_plain, output_channels, zero_outputs
 from sthyper.straight_through._pruning_ops import name_of
 
@@ -122,6 +122,9 @@ def _plan(
         return None, "the graph does not show a call of it", True
     if any(len(call.args) != 1 or call.kwargs for call in calls):
         return None, "it is called with several arguments", False
+    unseen = not_in_graph(model, graph)
+    if unseen is not None:
+        return None, f"{unseen!r} is used outside forward, or not at all: the graph does not show it", True
     partners = [_is_added_to(call) for call in calls]
     same = [shapes.get(call, 0) == shapes.get(call.args[0], 1) for call in calls]
     skips = [p is not None and all(q is c.args[0] for q in p) for c, p in zip(calls, partners, strict=True)]

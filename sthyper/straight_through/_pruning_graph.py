@@ -25,7 +25,7 @@ from sthyper.straight_through._pruning_layers import (
 )
 from sthyper.straight_through._pruning_signals import Signal, Slots
 
-__all__ = ["ZERO", "ChannelGraph", "Zero", "trace"]
+__all__ = ["ZERO", "ChannelGraph", "Zero", "not_in_graph", "trace"]
 
 NAN = float("nan")
 
@@ -88,6 +88,33 @@ def trace(
     return run.module.graph, run.shapes  # type: ignore[return-value]
 
 
+def not_in_graph(model: nn.Module, graph: fx.Graph) -> str | None:
+    """Return the path of something with parameters that a graph does not use, ``None`` if there is nothing.
+
+    Other methods than ``forward`` may use it (the ``training_step`` of a LightningModule), and may give it values whose
+    channels the graph lets go.
+    """
+    nodes = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    called = {
+        module
+        for node in nodes
+        if node.op == "call_module"
+        for module in model.get_submodule(str(node.target)).modules()
+    }
+    read = {str(node.target) for node in nodes if node.op == "get_attr"}
+    tensors = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    known = {tensors[name] for name in read if name in tensors}
+    for path, module in model.named_modules():
+        # Normalisations without weights have a size, too.
+        if module not in called and type(module) in (*BATCH_NORMS, *INSTANCE_NORMS):
+            return path
+        for name, parameter in module.named_parameters(recurse=False):
+            if module not in called and id(parameter) not in known:
+                alone = path and not any(True for _ in module.children())
+                return path if alone else f"{path}.{name}".removeprefix(".")
+    return None
+
+
 class ChannelGraph:
     """What the graph of a model says about its channels.
 
@@ -106,6 +133,7 @@ class ChannelGraph:
         grouped: Paths of the convolutions with several groups among ``outputs``.
         outside: Paths of modules whose weights the model uses by itself.
         unresolved: Paths of modules with a call that is not understood.
+        unseen: Path of something with parameters that ``forward`` does not use, ``None`` if there is nothing.
     """
 
     def __init__(
@@ -126,6 +154,7 @@ class ChannelGraph:
         self.unresolved: set[str] = set()
         self.signals: dict[fx.Node, Signal | Zero | _Sizes | None] = {}
         self.graph, self.shapes = trace(model, {*closed, *zeros}, example)
+        self.unseen = not_in_graph(model, self.graph)
         for node in self.graph.nodes:
             signal = self._visit(node)
             if isinstance(signal, Signal) and node in self.shapes:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sthyper.straight_through._pruning_graph import trace
+from sthyper.straight_through._pruning_graph import not_in_graph, trace
 from sthyper.straight_through._pruning_layers import MATRICES, channel_axis, is_plain, slice_inputs, zero_inputs
 
 __all__ = ["close_inputs"]
@@ -55,6 +55,11 @@ def _places(model: nn.Module, closed: Mapping[str, Tensor]) -> dict[str, int]:
         graph, _ = trace(model, closed.keys(), None)
     except Exception as problem:  # whatever tracing a module of somebody else raises
         raise ValueError(f"slice_inputs=True needs a model that torch.fx can trace: {problem}") from problem
+    unseen = not_in_graph(model, graph)
+    if unseen is not None:
+        raise ValueError(
+            f"inputs: {unseen!r} is used outside forward, or not at all, and may read them too: say slice_inputs=False"
+        )
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
     places: dict[str, int] = {}
     for path, mask in closed.items():

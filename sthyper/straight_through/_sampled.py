@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sthyper.errors import closest
+from sthyper.straight_through.family import same_device
 from sthyper.straight_through.schedules import TemperatureSchedule, check_temperature, temperature_schedule
 
-__all__ = ["Evaluation", "SampledModule", "check_option"]
+__all__ = ["Evaluation", "SampledModule", "check_bool", "check_option", "in_backward", "weighted"]
 
 Evaluation = Literal["threshold", "sample", "expected"]
 
@@ -22,6 +23,28 @@ def check_option(argument: str, value: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if value not in names:
         raise ValueError(f"{argument} must be one of {names}; it is {value!r}{closest(value, names)}")
+
+
+def check_bool(argument: str, value: object) -> None:
+    """Raise for a value that is not ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False; it is {value!r}")
+
+
+def weighted(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x * weight`` where nothing passes at a weight of 0, NaN and infinity neither.
+
+    Args:
+        x: Values of any shape.
+        weight: Of the same dtype, and of a shape that broadcasts with it; it gets the gradient of the product, save
+            from values that are not finite and have a weight of 0.
+    """
+    return torch.where((weight == 0) & ~x.isfinite(), 0, x) * weight
+
+
+def in_backward() -> bool:
+    """Return whether autograd runs now, as it does where activation checkpointing computes something again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class SampledModule(nn.Module):
@@ -91,8 +114,21 @@ class SampledModule(nn.Module):
         """Let a given sample count for a while, in training and evaluation: for estimators of two evaluations.
 
         Args:
-            sample: What :meth:`sample` is to return, of its shape, with or without gradients.
+            sample: What :meth:`sample` is to return, of the shape of the logits or with a batch axis before it, with
+                or without gradients.
+
+        Raises:
+            TypeError: If it is no tensor.
+            ValueError: If it has another shape.
         """
+        if not isinstance(sample, Tensor):
+            raise TypeError(f"{self._called()}: sample must be a tensor; it is {type(sample).__name__}")
+        shape = tuple(self.logits.shape)
+        if tuple(sample.shape[max(sample.dim() - len(shape), 0) :]) != shape or sample.dim() > len(shape) + 1:
+            raise ValueError(
+                f"{self._called()}: sample must have the shape {shape}, or that with a batch axis before it; it has "
+                f"{tuple(sample.shape)}"
+            )
         before, self._fixed = self._fixed, sample
         try:
             yield
@@ -108,19 +144,37 @@ class SampledModule(nn.Module):
         self.seed, self._generator, self._restored = seed, None, None
 
     def generator(self) -> torch.Generator | None:
-        """Return the generator of draws on the device of the logits, ``None`` for torch's own."""
+        """Return the generator of draws on the device of the logits, ``None`` for torch's own.
+
+        Raises:
+            RuntimeError: If there is one and autograd runs: activation checkpointing computes something again, which
+                would see another sample.
+        """
+        if self.seed is not None and in_backward():
+            raise RuntimeError(
+                f"{self._called()} is run again by activation checkpointing, where its generator would draw another "
+                "sample: leave it out of torch.utils.checkpoint, or say seed=None for torch's generator, whose state "
+                "checkpointing keeps"
+            )
+        return self._own_generator()
+
+    def _own_generator(self) -> torch.Generator | None:
         if self.seed is None:
             return None
-        device = self.logits.device
-        if self._generator is None or self._generator.device.type != device.type:
+        device, before = self.logits.device, self._generator
+        if before is None or not same_device(before.device, device):
             self._generator = torch.Generator(device).manual_seed(self.seed)
-            if self._restored is not None and self._restored[0] == device.type:
+            if before is not None and before.device.type == device.type:  # another GPU
+                self._generator.set_state(before.get_state())
+            elif self._restored is not None and self._restored[0] == device.type:
                 self._generator.set_state(torch.tensor(list(self._restored[1]), dtype=torch.uint8))
             self._restored = None
         return self._generator
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the progress and the state of the generator, for ``state_dict()``."""
+        if self.logits.device.type != "meta":
+            self._own_generator()  # so that a state from before the first draw says where draws begin
         state = self._generator_state()
         generator = None if state is None else (state[0], torch.tensor(list(state[1]), dtype=torch.uint8))
         return {"progress": self._progress, "generator": generator}

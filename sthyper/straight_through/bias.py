@@ -52,25 +52,31 @@ class EstimatorBias:
 
     @property
     def relative_bias(self) -> float:
-        """Length of the bias, divided by that of the exact gradient."""
+        """Length of the bias, divided by that of the exact gradient; infinite, or NaN without bias, if that is 0."""
         return float(self.bias.norm() / self.exact.norm())
 
     @property
     def relative_error(self) -> float:
-        """Length of the standard errors, divided by that of the exact gradient: what chance alone makes of the bias."""
+        """Length of the standard errors, divided by that of the exact gradient: what chance alone makes of the bias.
+
+        Infinite, or NaN without spread, if the exact gradient is 0.
+        """
         return float(self.standard_error.norm() / self.exact.norm())
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between mean and exact gradient; 1 if only the length is wrong."""
+        """Cosine of the angle between mean and exact gradient: 1 if only the length is wrong, NaN if one is 0."""
         return float((self.mean * self.exact).sum() / (self.mean.norm() * self.exact.norm()))
 
     @property
     def largest_z(self) -> float:
-        """Largest bias of an element in standard errors."""
+        """Largest bias of an element in standard errors; infinite if an estimate is not finite."""
+        if not bool((self.bias.isfinite() & self.standard_error.isfinite()).all()):
+            return float("inf")
         # Estimates without any spread differ by rounding only.
         rounding = 1e-12 * (self.exact.abs() + self.mean.abs()).max()
-        return float((self.bias.abs() / self.standard_error.clamp(min=float(rounding))).nan_to_num(0.0).max())
+        errors = self.standard_error.clamp(min=float(rounding))
+        return float(torch.where(errors > 0, self.bias.abs() / errors, 0.0).max())
 
     @property
     def variance(self) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sthyper.config_space import Categorical, Domain, FiniteRange, choice
 from sthyper.errors import closest
-from sthyper.straight_through._sampled import Evaluation, SampledModule, check_option
+from sthyper.straight_through._sampled import Evaluation, SampledModule, check_bool, check_option, weighted
 from sthyper.straight_through.family import straight_through
 from sthyper.straight_through.relaxed import gumbel_softmax
 from sthyper.straight_through.schedules import TemperatureSchedule
@@ -50,7 +50,8 @@ class Choice(SampledModule):
             their probabilities (``"expected"``), or samples as in training (``"sample"``).
         per_example: Whether each example of a batch is sampled for itself; else the batch shares a sample.
         costs: What each option costs, at least 0: see :meth:`expected_size`.
-        seed: Seed of a generator of its own, whose state is in ``state_dict()``; ``None`` for torch's own generator.
+        seed: Seed of a generator of its own, whose state is in ``state_dict()``; ``None`` for torch's own, the only
+            one that goes with ``torch.utils.checkpoint``.
         name: What messages call it.
         dtype: Type of the logits; default is torch's default.
         device: Device of the logits.
@@ -62,7 +63,8 @@ class Choice(SampledModule):
         logits: The only parameter (``k``).
 
     Raises:
-        TypeError: If ``options`` is nothing of the above.
+        TypeError: If ``options`` is nothing of the above, probabilities are no numbers, or ``per_example`` is not
+            ``True`` or ``False``.
         ValueError: For fewer than two options, probabilities that are not between 0 and 1 or do not sum to 1, a
             temperature that is not positive or has no effect, costs below 0, and unknown names of options.
 
@@ -94,6 +96,7 @@ class Choice(SampledModule):
         if len(self.options) < 2:
             raise ValueError(f"options must be at least two; there is {list(self.options)} only: leave it constant")
         self.numeric = all(isinstance(option, int | float) for option in self.options)
+        check_bool("per_example", per_example)
         self.per_example = per_example
         self.costs = None if costs is None else _costs(costs, len(self.options))
         dtype = dtype or torch.get_default_dtype()
@@ -218,7 +221,7 @@ class Choice(SampledModule):
             A tensor of the shape of one of them. With weights for each example the first axis is the batch.
 
         Raises:
-            ValueError: If there are more or fewer than ``k``.
+            ValueError: If there are more or fewer than ``k``, or a :meth:`fixed` sample is one for another batch.
         """
         first = outputs[0]
         return mix(outputs, self.weights(first.shape[0] if first.dim() else None), self._called())
@@ -228,7 +231,7 @@ class Choice(SampledModule):
 
 
 def mix(outputs: Sequence[Tensor] | Tensor, weights: Tensor, called: str) -> Tensor:
-    """Return a weighted sum.
+    """Return a weighted sum, to which outputs of the weight 0 add nothing, NaN and infinity neither.
 
     Args:
         outputs: ``k`` tensors of the same shape.
@@ -236,15 +239,19 @@ def mix(outputs: Sequence[Tensor] | Tensor, weights: Tensor, called: str) -> Ten
         called: Whose they are, for the message.
 
     Raises:
-        ValueError: If there are more or fewer than weights.
+        ValueError: If there are more or fewer than weights, or these are of another batch.
     """
     if len(outputs) != weights.shape[-1]:
         raise ValueError(f"{called} has {weights.shape[-1]} options; outputs of {len(outputs)} were given")
     rank = outputs[0].dim()
+    if weights.dim() > 1 and (not rank or outputs[0].shape[0] != weights.shape[0]):
+        raise ValueError(
+            f"{called} has weights for a batch of {weights.shape[0]}; an output has the shape {tuple(outputs[0].shape)}"
+        )
     parts = []
     for i, output in enumerate(outputs):
         weight = weights[..., i].to(output.dtype)
-        parts.append(output * (weight.reshape(-1, *[1] * (rank - 1)) if weight.dim() else weight))
+        parts.append(weighted(output, weight.reshape(-1, *[1] * (rank - 1)) if weight.dim() else weight))
     return torch.stack(parts).sum(0)
 
 
@@ -274,7 +281,10 @@ def _probabilities(given: Sequence[float] | None, options: tuple[Any, ...]) -> T
     k = len(options)
     if given is None:
         return torch.full((k,), 1 / k, dtype=torch.float64)
-    p = torch.tensor([float(x) for x in given], dtype=torch.float64)
+    try:
+        p = torch.tensor([float(x) for x in given], dtype=torch.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"probabilities must be numbers, one for each option; they are {given!r}") from None
     if len(p) != k:
         raise ValueError(f"probabilities must be {k} for the options {list(options)}; there are {len(p)}")
     if not bool(((p > 0) & (p < 1)).all()) or abs(float(p.sum()) - 1) > 1e-6:

@@ -27,12 +27,16 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
         soft: What is differentiated instead, of the same shape. Where it is not finite nothing is passed back.
 
     Returns:
-        A tensor equal to ``hard`` to the last bit, of the dtype of ``soft``. It works in both modes of
+        A tensor equal to ``hard`` (a zero is positive), of the dtype of ``soft``. It works in both modes of
         differentiation, under ``torch.func`` transforms and ``torch.compile``, and can be differentiated again.
 
     Raises:
+        TypeError: If one of both is no tensor.
         ValueError: If the shapes differ, or ``soft`` is not floating point.
     """
+    for name, given in (("hard", hard), ("soft", soft)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor; it is {type(given).__name__}")
     if hard.shape != soft.shape:
         raise ValueError(
             f"hard and soft must have the same shape; they have {tuple(hard.shape)} and {tuple(soft.shape)}"
@@ -220,6 +224,11 @@ def check_floating(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a tensor; it is {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point, which can be differentiated; it is {x.dtype}")
+
+
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Return whether two devices are the same; one without an index is any of its type."""
+    return one.type == other.type and (one.index == other.index or None in (one.index, other.index))
 
 
 def check_dim(x: Tensor, dim: int) -> None:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sthyper.straight_through._sampled import Evaluation, SampledModule, check_option
+from sthyper.straight_through._sampled import (
+    Evaluation,
+    SampledModule,
+    check_bool,
+    check_option,
+    in_backward,
+    weighted,
+)
 from sthyper.straight_through.relaxed import gumbel_softmax, hard_concrete, hard_concrete_l0, hard_concrete_mean
 from sthyper.straight_through.sampler import bernoulli_sample
 from sthyper.straight_through.schedules import TemperatureSchedule
@@ -51,13 +58,16 @@ class Gate(SampledModule):
             et al. 2018), with a probability that is that of not being 0. These are biased. With ``"reinforce"`` no
             gradient passes, and :meth:`surrogate` makes a loss with an unbiased one. For ARM give
             :func:`~sthyper.straight_through.arm` a loss that is computed within :meth:`fixed`.
+            By ``"threshold"`` a hard concrete gate passes all of what enters or nothing, though in training it passed
+            parts: the output jumps where it did; ``"expected"`` does not.
         temperature: Of ``"gumbel"`` and ``"hard_concrete"``: a positive number, or a schedule that is called with the
             :attr:`progress` of the run. Default is 2/3.
         evaluation: What passes in evaluation mode: on where the probability is above one half (``"threshold"``), the
             expected value (``"expected"``), or samples as in training (``"sample"``).
         per_example: Whether each example of a batch, its first axis, is sampled for itself; else the batch shares a
             sample.
-        seed: Seed of a generator of its own, whose state is in ``state_dict()``; ``None`` for torch's own generator.
+        seed: Seed of a generator of its own, whose state is in ``state_dict()``; ``None`` for torch's own, the only
+            one that goes with ``torch.utils.checkpoint``.
         name: What messages call it.
         dtype: Type of the logits; default is torch's default.
         device: Device of the logits.
@@ -68,7 +78,8 @@ class Gate(SampledModule):
     Raises:
         ValueError: For a probability that is not between 0 and 1, sizes below 1, a temperature that is not positive or
             has no effect, and unknown options.
-        TypeError: If ``size`` is no shape.
+        TypeError: If ``size`` is no shape, ``dim`` no axis, ``probability`` no number, or ``per_example`` not ``True``
+            or ``False``.
 
     Source: Y. Bengio, N. Leonard, A. Courville, 2013 (arXiv 1308.3432); C. Louizos, M. Welling, D. P. Kingma, 2018
     (arXiv 1712.01312).
@@ -101,6 +112,9 @@ class Gate(SampledModule):
             raise TypeError(f"size must be a whole number or a tuple of them; it is {size!r}")
         if any(n < 1 for n in sizes):
             raise ValueError(f"size must be at least 1; it is {size!r}")
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim must be a whole number, an axis of the input; it is {dim!r}")
+        check_bool("per_example", per_example)
         start = _start(probability, sizes)
         self.size = sizes
         self.dim = dim
@@ -176,7 +190,8 @@ class Gate(SampledModule):
         looks = p.device.type == "cpu"
         if self.estimator == "reinforce":
             drawn = bernoulli_sample(p.detach(), "identity", generator, validate=looks)
-            if self.training and torch.is_grad_enabled():
+            # Activation checkpointing draws the same once more.
+            if self.training and torch.is_grad_enabled() and not in_backward():
                 self._drawn.append(drawn)
             return drawn
         estimator: Literal["identity", "probs"] = "probs" if self.estimator == "probs" else "identity"
@@ -189,11 +204,11 @@ class Gate(SampledModule):
             x: Values, with the choices along ``dim``.
 
         Returns:
-            A tensor of the shape and dtype of ``x``.
+            A tensor of the shape and dtype of ``x``. Through a closed gate nothing passes, NaN and infinity neither.
 
         Raises:
             ValueError: If the axis of ``x`` has another size, or is the batch's own while examples are sampled for
-                themselves.
+                themselves; or if a :meth:`fixed` sample is one for another batch.
         """
         axis = self._first_axis(x)
         factor, batched = self._factor(x, axis)
@@ -201,7 +216,7 @@ class Gate(SampledModule):
         shape[axis : axis + len(self.size)] = self.size
         if batched:
             shape[0] = x.shape[0]
-        return x * factor.reshape(shape).to(x.dtype)
+        return weighted(x, factor.reshape(shape).to(x.dtype))
 
     def surrogate(self, losses: Tensor, baseline: Baseline | float | Tensor | None = None) -> Tensor:
         """Return a loss with an unbiased gradient, see :func:`reinforce_gates`, which takes several gates together."""
@@ -237,7 +252,13 @@ class Gate(SampledModule):
 
     def _factor(self, x: Tensor, axis: int) -> tuple[Tensor, bool]:
         if self._fixed is not None:
-            return self._fixed, self._fixed.dim() > len(self.size)
+            batched = self._fixed.dim() > len(self.size)
+            if batched and (not x.dim() or x.shape[0] != self._fixed.shape[0] or (self.size and axis == 0)):
+                raise ValueError(
+                    f"{self._called()} has a fixed sample of the shape {tuple(self._fixed.shape)}, whose first axis is "
+                    f"the batch; the input has the shape {tuple(x.shape)}"
+                )
+            return self._fixed, batched
         if self.training or self.evaluation == "sample":
             batched = self.per_example and x.dim() > 0
             if batched and self.size and axis == 0:
@@ -298,7 +319,10 @@ def reinforce_gates(losses: Tensor, gates: Iterable[Gate], baseline: Baseline | 
 
 
 def _start(probability: float | Tensor, size: tuple[int, ...]) -> Tensor:
-    start = torch.as_tensor(probability, dtype=torch.float64).detach().cpu()
+    try:
+        start = torch.as_tensor(probability, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"probability must be a number or a tensor; it is {probability!r}") from None
     if not bool(((start > 0) & (start < 1)).all()):
         raise ValueError(
             f"probability must be larger than 0 and smaller than 1; it is {probability!r}: at its ends no gradient "

@@ -28,11 +28,11 @@ def sigmoid_inverse(x: Tensor, eps: float = 1e-6) -> Tensor:
     Args:
         x: Probabilities of any shape, floating.
         eps: Probabilities count as at least ``eps`` and at most ``1 - eps``. With 0, those of 0 and 1 have infinite
-            scores.
+            scores; what is above 0 counts as at least 2.2e-16.
 
     Returns:
-        Scores of the shape and dtype of ``x``, computed in float32 at least; outside of ``eps`` to ``1 - eps`` no
-        gradient passes.
+        Scores of the shape and dtype of ``x``, computed in float32 at least, and in float64 where ``eps`` needs it;
+        outside of ``eps`` to ``1 - eps`` no gradient passes.
 
     Raises:
         TypeError: If ``x`` is not a floating tensor.
@@ -43,9 +43,11 @@ def sigmoid_inverse(x: Tensor, eps: float = 1e-6) -> Tensor:
         raise TypeError(f"x must be a floating tensor of probabilities, got {got}")
     if not 0 <= eps < 0.5:
         raise ValueError(f"eps must be at least 0 and below 0.5, got {eps!r}")
-    # 1 - eps is 1 in half precision.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.logit(wide, eps=eps).to(x.dtype)
+    # 1 - eps must not be rounded to 1.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if 0 < eps < torch.finfo(dtype).eps:
+        dtype, eps = torch.float64, max(eps, torch.finfo(torch.float64).eps)
+    return torch.logit(x.to(dtype), eps=eps).to(x.dtype)
 
 
 def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from sthyper.errors import closest
 from sthyper.straight_through._masked_base import MaskedLayer, become_masked
@@ -29,6 +31,7 @@ from sthyper.straight_through.masks import (
     MaskOptions,
     all_masks,
     check_name,
+    check_options,
     is_masked_module,
     mask_module,
     masked_names,
@@ -224,7 +227,8 @@ def convert_to_masked_model(
 
     Layers of these classes become the masked ones; layers of other subclasses of them keep their class and are masked
     by :func:`~sthyper.straight_through.mask_module`; layers that are masked already and modules of other kinds are
-    copied as they are, with trainable parameters. A frozen weight is frozen for all layers that share it.
+    copied as they are, their parameters trainable or frozen as they were. Only a weight that they share with a masked
+    layer, such as that of an embedding, is frozen for both; the embedding reads it without the mask.
 
     Example:
         >>> masked = convert_to_masked_model(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -238,14 +242,15 @@ def convert_to_masked_model(
         exclude: Patterns of paths of layers that stay plain, as in :mod:`fnmatch`.
 
     Raises:
-        TypeError: If ``model`` is no module, or ``exclude`` is a string.
+        TypeError: If ``model`` is no module, ``options`` are no ``MaskOptions``, or ``exclude`` is a string.
         ValueError: If a pattern matches no layer that would be masked, or a layer cannot be.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {model!r}")
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a sequence of patterns, got a string: say exclude=({exclude!r},)")
-    model = copy.deepcopy(model)
+    check_options(options)
+    model = _copied(model)
     kinds = (nn.Linear, _ConvNd, nn.LayerNorm, _BatchNorm)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and not is_masked_module(m)}
     for pattern in exclude:
@@ -290,7 +295,7 @@ def export_masked(model: nn.Module, mode: MaskMode = "threshold") -> nn.Module:
             raise ValueError(f"model: {layer.__name__} is a subclass of a masked layer and has no plain class")
     check_name("mode", mode, MODES)
     all_masks(model)
-    model = copy.deepcopy(model)
+    model = _copied(model)
     for mask in all_masks(model).values():
         mask.options = replace(mask.options, training=mode, evaluation=mode)
     for module in list(model.modules()):
@@ -302,6 +307,18 @@ def export_masked(model: nn.Module, mode: MaskMode = "threshold") -> nn.Module:
         if isinstance(module, MaskedLayer):
             module.__class__ = module.plain  # type: ignore[assignment]
     return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, or say which layer has a computed weight that cannot be copied."""
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm)) and not getattr(module, hook.name).is_leaf:
+                raise ValueError(
+                    f"model: {path!r} ({type(module).__name__}) has an old-style weight or spectral norm and cannot be "
+                    "copied: remove it before (remove_weight_norm), or take that of torch.nn.utils.parametrizations"
+                )
+    return copy.deepcopy(model)
 
 
 def _remove_parametrizations(module: nn.Module, names: Sequence[str]) -> None:

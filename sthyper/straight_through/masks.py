@@ -50,6 +50,7 @@ class MaskOptions:
         freeze: Whether the masked parameters get no gradient, so that only masks are trained.
 
     Raises:
+        TypeError: If ``mean`` or ``std`` is no number, or ``freeze`` no truth value.
         ValueError: For unknown names, a deviation below 0 and numbers that are not finite.
     """
 
@@ -64,10 +65,24 @@ class MaskOptions:
         check_name("estimator", self.estimator, _ESTIMATORS)
         check_name("training", self.training, MODES)
         check_name("evaluation", self.evaluation, MODES)
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if not isinstance(self.freeze, bool):
+            raise TypeError(f"freeze must be True or False, got {self.freeze!r}")
         if not isfinite(self.mean):
             raise ValueError(f"mean must be finite, got {self.mean!r}")
         if not (isfinite(self.std) and self.std >= 0):
             raise ValueError(f"std must be finite and at least 0, got {self.std!r}")
+
+
+def check_options(options: object) -> MaskOptions:
+    """Return options, the default ones for ``None``; raise for anything else."""
+    if options is None:
+        return MaskOptions()
+    if not isinstance(options, MaskOptions):
+        raise TypeError(f"options must be MaskOptions(...), got {options!r}")
+    return options
 
 
 def check_name(argument: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -98,7 +113,7 @@ class ScoreMask(nn.Module):
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
             raise TypeError(f"scores must be a floating tensor, got {got}")
-        self.options = MaskOptions() if options is None else options
+        self.options = check_options(options)
         self.scores = nn.Parameter(scores.detach().clone())
 
     @property
@@ -173,7 +188,7 @@ def mask_module(
         raise TypeError(f"module must be a module, got {module!r}")
     if isinstance(names, str):
         raise TypeError(f"names must be a sequence of names, got the string {names!r}: say names=({names!r},)")
-    options = MaskOptions() if options is None else options
+    options = check_options(options)
     present = _own_parameters(module)
     if names is None:
         names = [n for n in ("weight", "bias") if n in present or isinstance(getattr(module, n, None), Tensor)]

@@ -90,7 +90,7 @@ def decode_and_pseudo_sort_results(
     decoded = [_decode(result) for result in results]
     order = _order(
         [pseudo_sort_scoring_function(result) for result in decoded],
-        lambda i: (decoded[i][2], _digest(decoded[i][1])),
+        lambda i: (_sortable(decoded[i][2]), _digest(decoded[i][1])),
     )
     return [decoded[i] for i in order]
 
@@ -171,8 +171,11 @@ def _digest(arrays: Sequence[Array]) -> bytes:
     for array in arrays:
         digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
         if isinstance(array, Tensor):
+            array = array.detach().cpu()
+            if array.layout != torch.strided:
+                array = array.to_dense()
             # NumPy has no bfloat16; bytes do.
-            array = array.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            array = array.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
         if array.dtype.hasobject:
             digest.update(repr(array.tolist()).encode())
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sthyper.straight_through.choices import Choice
 from sthyper.straight_through.gates import Gate
 
-__all__ = ["check_weight", "penalty"]
+__all__ = ["check_costs", "check_weight", "penalty"]
 
 
 def penalty(
@@ -21,7 +21,7 @@ def penalty(
     Args:
         gates: Gates and choices, or a module that holds some.
         l0: Cost of an open gate, and of a unit of the ``costs`` of choices: it is multiplied by the expected number
-            (L0 norm). Choices without costs are free.
+            (L0 norm). Choices without costs are free, if there is something else that is not.
         entropy: Cost of a nat of entropy, which drives probabilities to 0 and 1.
         per_gate: Whether both are divided by the number of gates and choices, so that weights suit models of any size.
 
@@ -30,7 +30,8 @@ def penalty(
 
     Raises:
         TypeError: If ``gates`` holds something else.
-        ValueError: If a weight is below 0 or not finite, or there is no gate.
+        ValueError: If a weight is below 0 or not finite, there is no gate, or ``l0`` is given and there are choices
+            without costs only.
 
     Source: C. Louizos, M. Welling, D. P. Kingma, 2018 (arXiv 1712.01312), equation 4.
     """
@@ -46,14 +47,31 @@ def penalty(
         parts.append(gate)
     if not parts:
         raise ValueError("gates must be at least one; there is none: a penalty would have no effect")
+    check_costs(parts, l0, entropy)
     total = torch.zeros((), dtype=parts[0].logits.dtype, device=parts[0].logits.device)
     for part in parts:
-        if l0 and (isinstance(part, Gate) or part.costs is not None):
+        if l0 and _has_size(part):
             total = total + l0 * part.expected_size().to(total)
         if entropy:
             total = total + entropy * part.entropy().to(total)
     n = sum(part.logits.numel() if isinstance(part, Gate) else 1 for part in parts)
     return total / n if per_gate else total
+
+
+def check_costs(parts: Iterable[Gate | Choice], l0: float, entropy: float) -> None:
+    """Raise for weights of a penalty that have no effect on these gates and choices."""
+    parts = list(parts)
+    if l0 and not any(_has_size(part) for part in parts):
+        raise ValueError(
+            f"l0={l0!r} has no effect: it is the cost of open gates and of choices with costs, and there is none; "
+            "leave it out, or give Choice(costs=[...])"
+        )
+    if entropy and not parts:
+        raise ValueError(f"entropy={entropy!r} has no effect: there is neither gate nor choice; leave it out")
+
+
+def _has_size(part: Gate | Choice) -> bool:
+    return isinstance(part, Gate) or part.costs is not None
 
 
 def check_weight(argument: str, weight: float) -> None:

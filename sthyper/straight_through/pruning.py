@@ -83,6 +83,11 @@ def prune(
     go gives zeros: channels behind which there is a LayerNorm or GroupNorm, an output of the model, or something the
     graph does not resolve; and all of them if torch.fx cannot trace the model. The result says which, and why.
 
+    The graph is that of ``forward`` in evaluation mode, and so is what is promised. If the model has parameters that it
+    does not use there (a head that only ``training_step`` calls), whatever may reach them stays: nothing is cut then,
+    and all that is closed gives zeros. What other methods do with layers of ``forward``, or without parameters, is not
+    seen: they get the smaller tensors.
+
     Layers keep their identity, ``training`` and ``requires_grad``; parameters are new ones. Nothing of this library is
     left in the result: its ``state_dict`` loads into a model of the new sizes. Where layers share a parameter and one
     of them is cut, they do not share it any more. Parametrizations of named layers are baked in.
@@ -193,6 +198,8 @@ def _cut(
         graph = ChannelGraph(model, closed, zeros, copy.deepcopy(example))
     except Exception as problem:  # whatever tracing a module of somebody else raises
         return all_folded(f"torch.fx cannot trace or follow the model: {problem}")
+    if graph.unseen is not None:
+        return all_folded(f"{graph.unseen!r} is used outside forward, or not at all: the graph does not show it")
     for path in {name for name in closed for outside in graph.outside if name == outside}:
         raise ValueError(
             f"channels: {path!r} cannot be cut: the model uses its weights outside of it, too; copy them for one use"

@@ -7,7 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from sthyper.straight_through.family import check_dim, check_floating, one_hot_of_largest, straight_through
+from sthyper.straight_through.family import (
+    check_dim,
+    check_floating,
+    one_hot_of_largest,
+    same_device,
+    straight_through,
+)
 from sthyper.straight_through.schedules import check_temperature
 
 __all__ = ["gumbel_softmax", "hard_concrete", "hard_concrete_estimate", "hard_concrete_l0", "hard_concrete_mean"]
@@ -186,8 +192,8 @@ def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def check_generator(generator: torch.Generator | None, x: Tensor) -> None:
-    """Raise if a generator belongs to another kind of device than a tensor."""
-    if generator is not None and generator.device.type != x.device.type:
+    """Raise if a generator belongs to another device than a tensor."""
+    if generator is not None and not same_device(generator.device, x.device):
         raise ValueError(f"generator is on {generator.device}, the tensor on {x.device}; both must be on one device")
 
 

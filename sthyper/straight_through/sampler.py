@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sthyper.errors import closest
-from sthyper.straight_through.family import straight_through
+from sthyper.straight_through.family import same_device, straight_through
 
 __all__ = ["BernoulliEstimator", "BernoulliIdentity", "BernoulliSample", "bernoulli_sample"]
 
@@ -32,7 +32,7 @@ class BernoulliSample(torch.autograd.Function):
 
     @staticmethod
     def forward(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return a sample of the shape, dtype and strides of ``probs`` (any shape)."""
+        """Return a sample of the shape and dtype of ``probs`` (any shape), with the strides of ``empty_like``."""
         return _draw(probs, generator)
 
     @staticmethod
@@ -101,6 +101,8 @@ _FUNCTIONS: dict[str, type[BernoulliSample]] = {"probs": BernoulliSample, "ident
 def _draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
     if not torch.compiler.is_compiling() and _in_vmap():
         return _compare(probs, probs.shape, generator)
+    if probs.device.type == "cuda":  # what is no probability would end the process by a device assertion
+        probs = probs.nan_to_num(nan=0.0).clamp(0, 1)
     # torch.bernoulli draws the same numbers into a contiguous tensor.
     return torch.empty_like(probs).bernoulli_(probs, generator=generator)
 
@@ -163,13 +165,14 @@ def bernoulli_sample(
             arrives where ``p`` is 0.
         generator: Of the device of ``p``; default torch's own. In compiled code one breaks the graph.
         validate: Whether to refuse probabilities outside [0, 1] and NaN. On a GPU this waits for the device. While
-            compiling and inside ``vmap``, where values cannot be looked at, nothing is refused. Without it NaN counts
-            as 0 and others as the nearest of 0 and 1, with no gradient there: no device assertion is ever met.
+            compiling, inside ``vmap`` and on the meta device, where values cannot be looked at, nothing is refused.
+            Without it NaN counts as 0 and others as the nearest of 0 and 1, with no gradient there: no device assertion
+            is ever met.
         clamp: Whether probabilities outside [0, 1] count as the nearest of 0 and 1, with no gradient there. NaN is
             refused still.
 
     Returns:
-        Zeros and ones of the shape, dtype and strides of ``p``.
+        Zeros and ones of the shape and dtype of ``p``, with the strides of ``torch.empty_like(p)``.
 
     Raises:
         TypeError: If ``p`` is not a floating tensor.
@@ -185,9 +188,9 @@ def bernoulli_sample(
             f"estimator must be one of {list(get_args(BernoulliEstimator))}; it is {estimator!r}"
             f"{closest(str(estimator), _FUNCTIONS)}"
         )
-    if generator is not None and generator.device.type != p.device.type:
+    if generator is not None and not same_device(generator.device, p.device):
         raise ValueError(f"generator is on {generator.device}, p on {p.device}; both must be on one device")
-    seen = validate and not torch.compiler.is_compiling() and not is_batched(p)
+    seen = validate and not torch.compiler.is_compiling() and not p.is_meta and not is_batched(p)
     if seen:
         check_probabilities(p, clamp)
     else:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sthyper.errors import closest
 from sthyper.straight_through.family import check_floating
 from sthyper.straight_through.relaxed import check_generator
+from sthyper.straight_through.sampler import is_batched
 
 __all__ = ["Baseline", "MovingBaseline", "arm", "bernoulli_log_prob", "reinforce"]
 
@@ -35,10 +36,14 @@ def bernoulli_log_prob(sample: Tensor, logits: Tensor, batch_dims: int = 1) -> T
         Log probabilities of the shape of the first ``batch_dims`` axes, of the dtype of ``logits``.
 
     Raises:
-        TypeError: If ``logits`` is not a floating tensor.
-        ValueError: If ``batch_dims`` is more than the axes of ``sample``, or ``logits`` does not broadcast to it.
+        TypeError: If ``logits`` is not a floating tensor, or ``sample`` no tensor.
+        ValueError: If ``sample`` holds something else (looked at on the CPU only), ``batch_dims`` is more than its
+            axes, or ``logits`` does not broadcast to it.
     """
     check_floating(logits, "logits")
+    if not isinstance(sample, Tensor):
+        raise TypeError(f"sample must be a tensor of zeros and ones; it is {type(sample).__name__}")
+    _check_zeros_and_ones(sample)
     if not 0 <= batch_dims <= sample.dim():
         raise ValueError(f"batch_dims must be from 0 to {sample.dim()}, the axes of sample; it is {batch_dims}")
     try:
@@ -50,6 +55,16 @@ def bernoulli_log_prob(sample: Tensor, logits: Tensor, batch_dims: int = 1) -> T
     # log(sigmoid(x)) is -softplus(-x), which unlike logsigmoid works under vmap of jvp.
     log_prob = -F.softplus(torch.where(sample.detach() > 0.5, -logits, logits), threshold=40)
     return log_prob.flatten(batch_dims).sum(-1) if batch_dims < sample.dim() else log_prob
+
+
+def _check_zeros_and_ones(sample: Tensor) -> None:
+    # Looking at values makes a GPU wait, and cannot be done while compiling and inside vmap.
+    if sample.device.type != "cpu" or torch.compiler.is_compiling() or is_batched(sample):
+        return
+    if not bool(((sample == 0) | (sample == 1)).all()):
+        raise ValueError(
+            "sample must hold zeros and ones; some are others: those of hard concrete gates have no such probability"
+        )
 
 
 def reinforce(losses: Tensor, log_prob: Tensor, baseline: Baseline | float | Tensor = "leave_one_out") -> Tensor:

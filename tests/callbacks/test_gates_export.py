@@ -254,3 +254,36 @@ def test_a_plain_module_with_gates_that_are_known() -> None:
 
     with pytest.raises(ValueError, match="the module is not the one with these gates"):
         tuning.export(Other())
+
+
+class Auxiliary(LightningModule):
+    """Has a head that only ``training_step`` uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.aux = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+        self.example_input_array = torch.ones(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        h = self.body(batch[0].mean((2, 3)).repeat(1, 2)).relu()
+        return F.cross_entropy(self.head(h), batch[1]) + F.cross_entropy(self.aux(h), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+def test_heads_that_only_training_uses_get_what_they_got() -> None:
+    module, tuning = Auxiliary(), GateTuningCallback({"body": "channels"})
+    fit(module, tuning)
+    decide(tuning)
+    exported = tuning.export(module)
+    assert exported.body.out_features == 6
+    assert not exported.body.weight[1::2].any()
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(exported.eval()(x), module.eval()(x))
+    batch = (images(8), torch.arange(8) % 2)
+    torch.testing.assert_close(exported.training_step(batch, 0), module.training_step(batch, 0))

@@ -192,6 +192,35 @@ def test_an_operation_is_applied_to_chosen_examples(by_name: bool) -> None:
     assert torch.equal(module.augment[1](x), x)
 
 
+@pytest.mark.parametrize("z", [[1.0, 0.0, 0.0, 0.5], [1.0, 0.0, 1.0, 0.0]])
+def test_what_is_not_finite_passes_only_where_it_counts(z: list[float]) -> None:
+    """Example 1 breaks the operation, and only the operation makes example 2 finite."""
+
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nan_to_num(x, 7.0) + torch.tensor([1.0, float("nan"), 0.0, 2.0])[:, None]
+
+    module = Net()
+    module.augment[0] = Breaks()
+    gate = gated(module, {"augment.0": "operation"}).gates["augment.0"]
+    x = torch.tensor([[3.0], [4.0], [float("nan")], [5.0]], requires_grad=True)
+    sample = torch.tensor(z, requires_grad=True)
+    with gate.fixed(sample):
+        y = module.augment[0](x)
+    third = [7.0] if z[2] else [float("nan")]
+    torch.testing.assert_close(y, torch.tensor([[4.0], [4.0], third, [5.0 + 2 * z[3]]]), equal_nan=True)
+    to_z, to_x = torch.autograd.grad(y[[0, 1, 3]].sum(), [sample, x])
+    # Those of finite outputs also where the sample is closed; without the output that is not finite only -x is known.
+    assert to_z.tolist() == pytest.approx([1.0, -4.0, 0.0 if z[2] else float("nan"), 2.0], nan_ok=True)
+    assert to_x.flatten().tolist() == [1.0, 1.0, 0.0, 1.0]
+    module.eval()
+    for p, expected in ((0.9, 7.0), (0.1, float("nan"))):
+        gate.set_probabilities(p)
+        closed = module.augment[0](x.detach())[:, 0]
+        torch.testing.assert_close(closed[2], torch.tensor(expected), equal_nan=True)
+        assert bool(closed[1].isfinite()) == (p < 0.5)
+
+
 def test_each_example_has_a_sample_of_its_own_unless_they_share_it() -> None:
     for per_example in (True, False):
         module = Net()

@@ -170,6 +170,68 @@ def test_gradients_are_those_of_the_training_loss(
             assert one.abs().sum() > 0
 
 
+@pytest.mark.parametrize(("accumulate", "every"), [(1, None), (3, 2)])
+def test_gradients_from_elsewhere_than_training_have_no_part(
+    accumulate: int, every: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example of adversarial examples or saliency maps in validation, also in the middle of an accumulation."""
+
+    class Elsewhere(Callback):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def _backward(self, module: Any) -> None:
+            training = module.training
+            with torch.enable_grad(), torch.inference_mode(False):
+                module.train()
+                (1e3 * module(_X[:4].clone()).square().sum()).backward()
+                module.train(training)
+            module.zero_grad()
+            self.calls += 1
+
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self._backward(pl_module)
+
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self._backward(pl_module)
+
+    noted = []
+    for elsewhere in ([], [Elsewhere()]):
+        with monkeypatch.context() as patch:
+            found = Gradients(patch)
+            options = {} if every is None else {"val_check_interval": every}
+            module = Net(lr=0.0)
+            module.norm.momentum = 0.0
+            fit(
+                module,
+                GateTuningCallback(TARGETS),
+                *elsewhere,
+                accumulate_grad_batches=accumulate,
+                inference_mode=False,
+                **options,
+            )
+            noted.append(found.noted)
+        assert all(one.calls >= 4 for one in elsewhere)
+    assert len(noted[0]) == len(noted[1]) == 12 // accumulate
+    for first, second in zip(*noted, strict=True):
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*on_train_batch_start.*")
+def test_a_window_that_was_cut_short_has_no_part_in_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if self.current_epoch == 0 and batch_idx == 1 else None
+
+    noted = Gradients(monkeypatch)
+    module = Short(lr=0.0)
+    fit(module, GateTuningCallback(TARGETS), accumulate_grad_batches=3)
+    expected = reference(module, list(loader())[:3], 1)
+    for one, other in zip(noted.noted[0], expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_gradients_of_manual_optimization(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user clips, and sets everything to zero before the batch ends."""
     noted = Gradients(monkeypatch)
@@ -545,7 +607,7 @@ def test_gradients_that_are_not_finite_are_skipped() -> None:
             optimizer_closure()  # weights stay finite
 
     x = _X[:24].clone()
-    x[9, 0] = float("nan")
+    x[9] = float("nan")
     module, batches = WithoutNorm(), DataLoader(TensorDataset(x, _Y[:24]), 4)
     tuning = GateTuningCallback(TARGETS)
     with pytest.warns(UserWarning, match="not finite"):
@@ -589,6 +651,21 @@ def test_a_checkpoint_without_the_callback_and_of_other_targets() -> None:
     assert equal(plain(other), plain(module))
     with pytest.raises(RuntimeError, match="Unexpected key.*gates.head:inputs.logits"):
         fit(Net(), GateTuningCallback({"body": "inputs"}), ckpt_path="kept/last.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*")
+def test_a_checkpoint_of_the_same_targets_in_another_order() -> None:
+    saved = ModelCheckpoint("kept", "last")
+    fit(Net(), GateTuningCallback(TARGETS), saved, enable_checkpointing=True)
+    other = GateTuningCallback(dict(reversed(TARGETS.items())))
+    with pytest.raises(ValueError, match="the same ones in another order, give them in that order"):
+        fit(Net(), other, max_epochs=3, ckpt_path="kept/last.ckpt")
+    state = torch.load("kept/last.ckpt", weights_only=True)["callbacks"][other.state_key]
+    with pytest.raises(ValueError, match="these are {'body': 'channels', 'head': 'inputs'}$"):
+        GateTuningCallback({"body": "channels", "head": "inputs"}).load_state_dict(state)
+    again = GateTuningCallback(TARGETS)
+    fit(Net(), again, max_epochs=3, ckpt_path="kept/last.ckpt")
+    assert again.steps == 18
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*")

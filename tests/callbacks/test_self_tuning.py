@@ -313,7 +313,7 @@ def test_updates_equal_those_of_the_plain_functions(update: str) -> None:
     self_tune(twin, hyperparameters, dropout=None)
     general = torch.optim.SGD(general_parameters(twin), 0.1, momentum=0.9, weight_decay=1e-3)
     response = torch.optim.Adam(response_parameters(twin), tuning.options.response_lr)
-    hyper = torch.optim.Adam([hyperparameters.raw], tuning.options.hyper_lr)
+    hyper = torch.optim.Adam([hyperparameters.raw], tuning.options.hyper_lr, betas=(0.9, 0.99))
     twin.log = lambda *a, **k: None  # type: ignore[method-assign]
     it = iter(drawn)
     hyperparameters.draw = lambda *a, **k: next(it)  # type: ignore[method-assign]
@@ -955,7 +955,7 @@ def test_arguments_matter(options: dict[str, Any]) -> None:
     assert ends[0] != ends[1]
 
 
-@pytest.mark.parametrize(("part", "expected"), [(None, 16), (0.5, 24), (1.0, 48)])
+@pytest.mark.parametrize(("part", "expected"), [(None, 32), (0.75, 36), (1.0, 48)])
 def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expected: int) -> None:
     sizes: list[int] = []
     firsts: set[float] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import math
 import pickle
 from collections.abc import Mapping
 from functools import partial
@@ -30,6 +31,7 @@ from sthyper.selftuning.trainer import SelfTuner, SelfTunerOptions
 from sthyper.selftuning.transform import export, general_parameters, response_parameters, self_tune
 from sthyper.straight_through.choices import Choice
 from sthyper.straight_through.gates import Gate
+from sthyper.straight_through.penalties import penalty
 from sthyper.straight_through.schedules import LinearTemperature
 
 ACT = choice(["linear", "square", "sign"])
@@ -228,11 +230,80 @@ def test_logits_stay_where_samples_try_other_options() -> None:
     optimizer = torch.optim.SGD(h.tuned(), lr=1e3)
     loss = lambda: h["act"][..., 0].mean() + h["on"].mean() - h["sure"].mean()  # noqa: E731
     hyper_step(loss, h, optimizer, bound=2.0, batch_size=4)
-    assert h.discrete["act"].logits.detach().abs().max() == 2.0
+    closed = float(torch.sigmoid(torch.tensor(-2.0)))
+    assert h.probabilities()["act"]["linear"] == pytest.approx(closed / 2)
     assert float(h.discrete["on"].logits.detach()) == -2.0
     assert h.probabilities()["sure"] == pytest.approx(0.99)  # it began further out
     hyper_step(loss, h, optimizer, bound=None, batch_size=4)
     assert float(h.discrete["on"].logits.detach()) < -2.0
+
+
+@pytest.mark.parametrize("limit", [0.5, 3.0, 5.0])
+@pytest.mark.parametrize("k", [2, 10, 100])
+def test_an_option_can_become_all_but_certain_among_many(k: int, limit: float) -> None:
+    h = Hyperparameters({"x": choice(list(range(k))), "on": Gate()})
+    part = h.discrete["x"]
+    most = float(torch.sigmoid(torch.tensor(limit)))
+    with torch.no_grad():
+        part.logits[1] += 50.0
+        part.logits[0] -= 50.0
+        h.discrete["on"].logits.fill_(50.0)
+    h.clamp_(limit)
+    p = part.probabilities().detach()
+    assert float(p[1]) == pytest.approx(most, rel=1e-5)
+    assert h.probabilities()["on"] == pytest.approx(most, rel=1e-5)
+    others = torch.cat([p[:1], p[2:]])
+    torch.testing.assert_close(others, torch.full_like(others, (1 - most) / (k - 1)))
+    assert float(part.logits.detach().mean()) == pytest.approx(0.0, abs=1e-5)
+    before = part.logits.detach().clone()
+    h.clamp_(limit)
+    torch.testing.assert_close(part.logits.detach(), before, rtol=0.0, atol=1e-6)
+    for name, value in (("x", k - 1), ("on", False)):
+        h.set_values({name: value})
+        h.clamp_(limit)
+    assert h.probabilities()["x"][k - 1] == pytest.approx(min(most, 0.99), rel=1e-5)
+    assert h.probabilities()["on"] == pytest.approx(max(1 - most, 0.01), rel=1e-5)
+
+
+def test_probabilities_within_the_bound_stay_and_others_keep_their_proportions() -> None:
+    h = Hyperparameters({"x": Choice(4, [0.5, 0.3, 0.1, 0.1])})
+    logits = h.discrete["x"].logits
+    before = logits.detach().clone()
+    h.clamp_(3.0)
+    torch.testing.assert_close(logits.detach(), before, rtol=0.0, atol=1e-6)
+    with torch.no_grad():
+        logits[3] = -50.0
+    h.clamp_(3.0)
+    floor = float(torch.sigmoid(torch.tensor(-3.0))) / 3
+    kept = torch.tensor([0.5, 0.3, 0.1]) / 0.9 * (1 - floor)
+    torch.testing.assert_close(h.discrete["x"].probabilities().detach(), torch.cat([kept, torch.tensor([floor])]))
+    with torch.no_grad():
+        logits[3] = -50.0
+    h.clamp_(None)
+    assert h.probabilities()["x"][3] < 1e-15
+
+
+def test_what_began_further_out_may_stay_there() -> None:
+    h = Hyperparameters({"x": Choice(3, [0.998, 0.0015, 0.0005]), "on": Gate(probability=0.999)})
+    with torch.no_grad():
+        h.discrete["on"].logits.add_(1.0)
+    h.clamp_(2.0)
+    assert h.probabilities()["x"] == pytest.approx({0: 0.998, 1: 0.0015, 2: 0.0005}, rel=1e-4)
+    assert h.probabilities()["on"] == pytest.approx(0.999)
+    with torch.no_grad():
+        h.discrete["x"].logits[0] += 20.0
+    h.clamp_(2.0)
+    assert h.probabilities()["x"] == pytest.approx({0: 0.999, 1: 0.0005, 2: 0.0005}, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [2 / 3, 2.0])
+def test_the_bound_of_hard_concrete_gates_is_that_of_their_probability(temperature: float) -> None:
+    h = Hyperparameters({"on": Gate(2, estimator="hard_concrete", temperature=temperature)})
+    with torch.no_grad():
+        h.discrete["on"].logits.copy_(torch.tensor([-50.0, 50.0]))
+    h.clamp_(3.0)
+    expected = torch.sigmoid(torch.tensor([-3.0, 3.0]))
+    torch.testing.assert_close(h.discrete["on"].probabilities().detach(), expected)
 
 
 def test_optimisers_must_hold_the_logits() -> None:
@@ -593,11 +664,46 @@ def test_registering() -> None:
         ({"on": Gate(seed=3)}, {}, "'on': seed=3 has no effect here"),
         ({"act": Choice(3, evaluation="sample")}, {}, "'act': evaluation='sample' has no effect"),
         ({"on": Gate(3, dim=1)}, {}, "'on': dim=1 has no effect"),
+        ({"u": uniform(0, 1)}, {"l0": 1.0}, "l0=1.0 has no effect"),
+        ({"u": uniform(0, 1)}, {"entropy": 1.0}, "entropy=1.0 has no effect"),
+        ({"act": ACT, "u": uniform(0, 1)}, {"l0": 1.0}, "l0=1.0 has no effect"),
     ],
 )
 def test_what_is_refused(space: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Hyperparameters(space, **options)
+
+
+def test_costs_of_what_is_registered_later() -> None:
+    h = Hyperparameters(l0=1.0, entropy=1.0)
+    h.register(bounded("x", 0.5, 0.0, 1.0))
+    h.register(Gate(name="on"))
+    assert len(h.tuned()) == 2
+    h = Hyperparameters(l0=1.0)
+    h.register(Choice(2, costs=[0.0, 1.0]), "x")
+    h.draw(2)
+    assert h.discrete.cost_gradients()[0].tolist() == pytest.approx([-0.25, 0.25])
+    h = Hyperparameters(l0=1.0)
+    h.register(Choice(2), "free")
+    uses: list[Any] = [lambda: h.draw(2), h.tuned, h.parameters, lambda: list(h.named_parameters())]
+    for use in uses:
+        with pytest.raises(ValueError, match=r"l0=1\.0 has no effect: it is the cost of open gates"):
+            list(use())
+    # Nothing is sealed by that.
+    h.register(Gate(name="on"))
+    assert h.draw(2).choices.keys() == {"free", "on"}
+    h = Hyperparameters(entropy=1.0)
+    h.register(bounded("x", 0.5, 0.0, 1.0))
+    with pytest.raises(ValueError, match="there is neither gate nor choice"):
+        h.draw(2)
+
+
+def test_penalties_of_nothing() -> None:
+    with pytest.raises(ValueError, match=r"l0=1\.0 has no effect: .* give Choice\(costs=\[\.\.\.\]\)"):
+        penalty([Choice(2)], l0=1.0)
+    assert float(penalty([Choice(2)]).detach()) == 0.0
+    assert float(penalty([Choice(2)], entropy=1.0).detach()) == pytest.approx(math.log(2))
+    assert float(penalty([Choice(2), Gate()], l0=1.0).detach()) == pytest.approx(0.5)
 
 
 def test_names_are_looked_up_where_they_are() -> None:

@@ -117,7 +117,7 @@ def test_cadence_and_warm_up() -> None:
         assert run.hyper_steps == hyper_steps
 
 
-@pytest.mark.parametrize(("part", "expected"), [(0.25, 16), (0.5, 20), (1.0, 40)])
+@pytest.mark.parametrize(("part", "expected"), [(0.25, 32), (0.9, 36), (1.0, 40)])
 def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
     seen: list[Tensor] = []
 
@@ -134,16 +134,18 @@ def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
 
 
 def test_a_part_of_a_batch() -> None:
-    x, y, n = torch.arange(80.0).reshape(40, 2), torch.arange(40), 40
+    n = 160
+    x, y = torch.arange(2.0 * n).reshape(n, 2), torch.arange(n)
     (inputs, targets), length = part_of_batch((x, {"y": y, "n": 3}), 0, n, 0.5, turn=1)
-    assert length == 20
+    assert length == 20 * 4
     assert torch.equal(inputs[:, 0] / 2, targets["y"])
     assert targets["n"] == 3
-    starts = [int(part_of_batch(y, 0, n, 0.5, turn)[0][0]) for turn in range(40)]
-    assert (min(starts), max(starts)) == (0, 20)
-    assert part_of_batch(x.T, 1, n, 0.5, 0)[0].shape == (2, 20)
+    starts = [int(part_of_batch(y, 0, n, 0.5, turn)[0][0]) for turn in range(n)]
+    assert (min(starts), max(starts)) == (0, 80)
+    assert part_of_batch(x.T, 1, n, 0.5, 0)[0].shape == (2, 80)
+    assert part_of_batch(y, 0, n, 0.01, 0)[1] == 32
     # Of what has its examples elsewhere, or is no tensor, nothing can be cut off.
-    for batch in ((x, y[:30]), (x.T, y), (x, ["a"] * 40), (x, torch.tensor(1.0))):
+    for batch in ((x, y[:30]), (x.T, y), (x, ["a"] * n), (x, torch.tensor(1.0))):
         assert part_of_batch(batch, 0, n, 0.5, 1) == (batch, n)
 
 

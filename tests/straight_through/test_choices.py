@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sthyper.config_space import choice, finrange, logfinrange, logordinal, ordinal, uniform
 from sthyper.straight_through.choices import Choice, ChoiceEstimator
@@ -210,3 +211,56 @@ def test_bad_options(options: Any) -> None:
 def test_outputs_must_be_as_many_as_options() -> None:
     with pytest.raises(ValueError, match=r"choice 'act' has 3 options; outputs of 2 were given"):
         Choice(3, name="act")([torch.ones(2), torch.ones(2)])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_option_that_is_not_chosen_adds_nothing(estimator: ChoiceEstimator) -> None:
+    chooser = Choice(2, [0.9, 0.1], estimator=estimator, seed=0)
+    sample = torch.tensor([1.0, 0.0], requires_grad=True)
+    bad = torch.tensor([math.nan, math.inf, 5.0], requires_grad=True)
+    with chooser.fixed(sample):
+        out = chooser([torch.tensor([1.0, 2.0, 3.0]), bad])
+    assert out.tolist() == [1.0, 2.0, 3.0]
+    out.sum().backward()
+    assert sample.grad is not None
+    assert sample.grad.tolist() == [6.0, 5.0]
+    assert bad.grad is not None
+    assert bad.grad.tolist() == [0.0, 0.0, 0.0]
+    assert chooser.eval()([torch.ones(3), bad]).tolist() == [1.0, 1.0, 1.0]
+    with chooser.fixed(torch.tensor([0.0, 1.0])):
+        assert chooser([torch.ones(3), bad])[0].isnan()
+
+
+def test_fixed_samples_of_another_shape_are_refused() -> None:
+    chooser = Choice(["a", "b"], name="act")
+    for wrong in (torch.ones(3), torch.ones(()), torch.ones(2, 3)):
+        with pytest.raises(ValueError, match=r"choice 'act': sample must have the shape \(2,\)"), chooser.fixed(wrong):
+            pass
+    with chooser.fixed(torch.tensor([[1.0, 0.0]] * 4)):
+        assert chooser([torch.ones(4, 3)] * 2).shape == (4, 3)
+        for outputs in ([torch.ones(1, 3)] * 2, [torch.ones(())] * 2):
+            with pytest.raises(ValueError, match="weights for a batch of 4; an output has the shape"):
+                chooser(outputs)
+
+
+def test_a_seeded_choice_refuses_to_be_drawn_again_by_checkpointing() -> None:
+    chooser = Choice(2, seed=0)
+    x = torch.randn(8, 3, requires_grad=True)
+    out = checkpoint(lambda x: chooser([x.sin(), x.cos()]), x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="choice is run again by activation checkpointing"):
+        out.sum().backward()
+
+
+def test_a_state_from_before_the_first_draw_rewinds_a_choice() -> None:
+    chooser = Choice(4, seed=3)
+    state = copy.deepcopy(chooser.state_dict())
+    drawn = chooser.sample(20)
+    chooser.load_state_dict(state)
+    assert torch.equal(chooser.sample(20), drawn)
+
+
+def test_bad_types_of_other_arguments() -> None:
+    with pytest.raises(TypeError, match=r"probabilities must be numbers, one for each option; they are \['x', 'y'\]"):
+        Choice(["a", "b"], probabilities=["x", "y"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="per_example must be True or False; it is 'no'"):
+        Choice(2, per_example="no")  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ ROW = torch.tensor([1.0, -2.0, 0.5, 3.0])
 
 
 def uniform(x: Tensor, generator: Generator) -> Tensor:
-    return torch.rand(x.shape, dtype=wide(x), generator=generator)
+    return torch.rand(x.shape, dtype=wide(x), device=x.device, generator=generator)
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -61,7 +61,7 @@ def soft_concrete(x: Tensor, generator: Generator) -> Tensor:
 
 
 def concrete_tails(x: Tensor, generator: Generator) -> Tensor:
-    t = ((torch.arange(4000, dtype=x.dtype) + 0.5) / 4000 + 0.1) / 1.2
+    t = ((torch.arange(4000, dtype=x.dtype, device=x.device) + 0.5) / 4000 + 0.1) / 1.2
     return torch.sigmoid(x[..., None] - 0.6 * torch.log(t / (1 - t))).mean(-1)
 
 
@@ -118,7 +118,7 @@ CASES = {
     ),
     "argmax": Case(
         lambda x, g: st_argmax(x, temperature=0.7),
-        lambda x, g: (torch.softmax(x / 0.7, -1) * torch.arange(x.shape[-1])).sum(-1),
+        lambda x, g: (torch.softmax(x / 0.7, -1) * torch.arange(x.shape[-1], device=x.device)).sum(-1),
         lambda x, g: x.argmax(-1).to(x.dtype),
     ),
     "top_k": Case(
@@ -137,8 +137,8 @@ CASES = {
         lambda x, g: hard_concrete_estimate(x), lambda x, g: (1.2 * torch.sigmoid(x) - 0.1).clamp(0, 1)
     ),
     "bernoulli_log_prob": Case(
-        lambda x, g: bernoulli_log_prob((ROW > 0).to(x.dtype).expand(x.shape), x, x.dim()),
-        lambda x, g: torch.log(torch.where(ROW > 0, torch.sigmoid(x), 1 - torch.sigmoid(x))),
+        lambda x, g: bernoulli_log_prob((ROW > 0).to(x.device, x.dtype).expand(x.shape), x, x.dim()),
+        lambda x, g: torch.log(torch.where(ROW.to(x.device) > 0, torch.sigmoid(x), 1 - torch.sigmoid(x))),
     ),
 }
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -152,13 +152,13 @@ def weighted(f: Function) -> Function:
 
     def scalar(x: Tensor) -> Tensor:
         y = f(x)
-        return (y * (1 + torch.arange(y.numel(), dtype=y.dtype).view(y.shape))).sum()
+        return (y * (1 + torch.arange(y.numel(), dtype=y.dtype, device=y.device).view(y.shape))).sum()
 
     return scalar
 
 
 def direction(x: Tensor) -> Tensor:
-    return (1 + torch.arange(x.numel(), dtype=x.dtype).view(x.shape) % 3) / 4
+    return (1 + torch.arange(x.numel(), dtype=x.dtype, device=x.device).view(x.shape) % 3) / 4
 
 
 def by_jvp(f: Function, x: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def on_non_contiguous(f: Function, x: Tensor) -> Tensor:
 
 
 def under_autocast(f: Function, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         return by_backward(f, x)
 
 
@@ -221,7 +221,7 @@ DERIVATIVES: dict[str, Transform] = {
     )(x.unsqueeze(1).expand(3, 2, 4)),
     "vmap over something else": lambda f, x: vmap(
         lambda c: grad(lambda y: c * weighted(f)(y))(x), randomness="different"
-    )(torch.ones(2, dtype=x.dtype)),
+    )(torch.ones(2, dtype=x.dtype, device=x.device)),
     "vmap same in vmap different": lambda f, x: vmap(
         vmap(grad(weighted(f)), randomness="same"), randomness="different"
     )(x.expand(2, *x.shape)),
@@ -234,7 +234,7 @@ def seeded(f: Callable[[Tensor, Generator], Tensor], generator: bool) -> Functio
     def call(x: Tensor) -> Tensor:
         if not generator:
             return f(x, None)
-        return f(x, torch.Generator().manual_seed(5))
+        return f(x, torch.Generator(x.device).manual_seed(5))
 
     return call
 
@@ -273,6 +273,33 @@ def test_derivatives_with_the_random_numbers_of_torch(name: str, transform: str)
     got = run(DERIVATIVES[transform], seeded(case.function, False), case.x)
     expected = run(DERIVATIVES[transform], seeded(case.soft, False), case.x)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """All devices that there are."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return torch.device(request.param)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_on_each_device(name: str, device: torch.device) -> None:
+    case = CASES[name]
+    for key, transform in DERIVATIVES.items():
+        if key.startswith("compile"):
+            continue
+        plain = DERIVATIVES["backward" if key == "autocast" else key]
+        for dtype in (torch.float32, torch.bfloat16):
+            x = case.x.to(device, dtype)
+            got = run(transform, seeded(case.function, case.random), x)
+            assert got.device.type == device.type
+            expected = run(plain, seeded(case.soft, case.random), x.to(wide(x)))
+            assert_close(got, expected, dtype)
+    x = case.x.to(device)
+    value = run(VALUES["plain"], seeded(case.function, case.random), x)
+    expected = run(VALUES["plain"], seeded(case.hard or case.soft, case.random), x)
+    torch.testing.assert_close(value, expected, atol=2e-5, rtol=2e-5)
 
 
 VALUES: dict[str, Transform] = {

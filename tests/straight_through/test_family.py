@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sthyper.straight_through.family import (
+    same_device,
     st_argmax,
     st_ceil,
     st_floor,
@@ -193,3 +194,24 @@ def test_bad_numbers_are_refused(function: Any) -> None:
         function(torch.ones(3, dtype=torch.bool))
     with pytest.raises(TypeError, match="x must be a tensor; it is float"):
         function(1.5)
+
+
+def test_devices() -> None:
+    cpu, gpu, first, second = (torch.device(name) for name in ("cpu", "cuda", "cuda:0", "cuda:1"))
+    assert same_device(cpu, cpu)
+    assert same_device(gpu, second)
+    assert same_device(first, first)
+    assert not same_device(first, second)
+    assert not same_device(cpu, first)
+
+
+def test_numbers_are_no_tensors() -> None:
+    x = torch.ones(2)
+    with pytest.raises(TypeError, match="hard must be a tensor; it is float"):
+        straight_through(1.0, x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="soft must be a tensor; it is list"):
+        straight_through(x, [1.0, 1.0])  # type: ignore[arg-type]
+
+
+def test_a_zero_is_positive() -> None:
+    assert torch.equal(straight_through(torch.tensor([-0.0]), torch.zeros(1)).signbit(), torch.tensor([False]))

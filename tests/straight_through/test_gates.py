@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sthyper.straight_through.gates import Gate, GateEstimator, reinforce_gates
 from sthyper.straight_through.penalties import penalty
@@ -214,6 +215,44 @@ def test_frozen_and_fixed_count_for_a_while() -> None:
         torch.testing.assert_close(gate(x), x * torch.tensor([1.0, 0.0, 2.0]))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_nothing_passes_a_closed_gate(estimator: GateEstimator, bad: float) -> None:
+    gate = Gate(3, estimator=estimator, seed=0)
+    x = torch.tensor([[bad, 2.0, bad]], requires_grad=True)
+    with gate.fixed(sample := torch.tensor([0.0, 0.0, 1.0], requires_grad=True)):
+        out = gate(x)
+    assert out[0, :2].tolist() == [0.0, 0.0]
+    assert not out[0, 2].isfinite()
+    out[0, :2].sum().backward()
+    assert sample.grad is not None
+    # Finite values that do not pass tell a gate what they would have done.
+    assert sample.grad[:2].tolist() == [0.0, 2.0]
+    assert x.grad is not None
+    assert x.grad[0, :2].tolist() == [0.0, 0.0]
+    closed = Gate(3, 0.01, estimator=estimator, seed=0).eval()
+    assert not closed(x).any()
+
+
+def test_a_fixed_sample_has_the_shape_of_one() -> None:
+    gate = Gate(3, seed=0, name="encoder")
+    for wrong in (torch.ones(()), torch.ones(1), torch.ones(4), torch.ones(2, 2), torch.ones(5, 4, 3)):
+        with (
+            pytest.raises(ValueError, match=r"gate 'encoder': sample must have the shape \(3,\), or"),
+            gate.fixed(wrong),
+        ):
+            pass
+    with pytest.raises(TypeError, match="sample must be a tensor; it is list"), gate.fixed([1.0, 1.0, 1.0]):  # type: ignore[arg-type]
+        pass
+    with gate.fixed(torch.ones(4, 3)):
+        assert gate(torch.ones(4, 3)).shape == (4, 3)
+        for x in (torch.ones(5, 3), torch.ones(1, 3), torch.ones(3)):
+            with pytest.raises(ValueError, match=r"fixed sample of the shape \(4, 3\), whose first axis is the batch"):
+                gate(x)
+    with Gate(seed=0).fixed(torch.ones(4)), pytest.raises(TypeError, match="tensor"), gate.fixed(None):  # type: ignore[arg-type]
+        pass
+
+
 def test_dtypes_of_inputs_stay() -> None:
     gate = Gate(3, seed=0)
     assert gate(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
@@ -290,6 +329,51 @@ def test_a_seed_gives_draws_of_its_own_and_the_state_goes_on() -> None:
     assert torch.equal(first.sample(), drawn)
 
 
+def test_a_state_from_before_the_first_draw_rewinds() -> None:
+    gate = Gate(20, seed=5)
+    state = copy.deepcopy(gate.state_dict())
+    drawn = gate.sample()
+    assert not torch.equal(gate.sample(), drawn)
+    gate.load_state_dict(state)
+    assert torch.equal(gate.sample(), drawn)
+    other = Gate(20, seed=6)
+    other.load_state_dict(state)
+    assert torch.equal(other.sample(), drawn)
+    assert Gate(20).state_dict()["_extra_state"]["generator"] is None
+    assert Gate(20, seed=5, device="meta").state_dict()["_extra_state"]["generator"] is None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_seeded_gate_refuses_to_be_drawn_again_by_checkpointing(reentrant: bool) -> None:
+    x = torch.randn(8, 20, requires_grad=True)
+    gate = Gate(20, seed=0, name="encoder")
+    out = checkpoint(lambda x: gate(x).square(), x, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match="gate 'encoder' is run again by activation checkpointing.*seed=None"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gates_without_a_seed_may_be_checkpointed(reentrant: bool) -> None:
+    x = torch.randn(8, 20, requires_grad=True)
+    gate = Gate(20)
+    gradients = []
+    for through in (lambda f, x: checkpoint(f, x, use_reentrant=reentrant), lambda f, x: f(x)):
+        torch.manual_seed(0)
+        gate.zero_grad()
+        through(lambda x: gate(x).square(), x).sum().backward()
+        gradients.append(gate.logits.grad.clone())  # type: ignore[union-attr]
+    assert torch.equal(*gradients)
+
+
+def test_checkpointing_leaves_no_sample_of_reinforce_behind() -> None:
+    gate = Gate(20, estimator="reinforce")
+    weight = torch.ones(20, requires_grad=True)
+    losses = checkpoint(lambda w: (gate(torch.ones(8, 20)) * w.square()).sum(-1), weight, use_reentrant=False)
+    gate.surrogate(losses).backward()
+    with pytest.raises(RuntimeError, match="has sampled nothing"):
+        gate.take_log_probability()
+
+
 def test_without_a_seed_draws_are_torchs() -> None:
     gate = Gate(20)
     torch.manual_seed(3)
@@ -348,6 +432,12 @@ def test_bad_types() -> None:
         Gate((2.5,))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"a probability is given as Gate\(probability=\.\.\.\)"):
         Gate(0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="probability must be a number or a tensor; it is 'x'"):
+        Gate(3, "x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="per_example must be True or False; it is 'no'"):
+        Gate(3, per_example="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"dim must be a whole number, an axis of the input; it is 1\.5"):
+        Gate(3, dim=1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="temperature must be a number"):
         Gate(2, estimator="gumbel", temperature="warm")  # type: ignore[arg-type]
 

@@ -253,3 +253,12 @@ def test_wrong_probabilities_change_nothing() -> None:
         assert torch.equal(model.weight_scores, before)
     with pytest.raises(ValueError, match="model has no masks"):
         load_probabilities(nn.Linear(2, 2), {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("eps", [1e-9, 1e-15, 1e-30])
+def test_small_eps_keeps_scores_finite(eps: float, dtype: torch.dtype) -> None:
+    scores = sigmoid_inverse(torch.tensor([0.0, 0.5, 1.0], dtype=dtype), eps=eps)
+    bound = -math.log(max(eps, 2.0**-52))
+    assert scores.tolist() == pytest.approx([-bound, 0.0, bound], rel=2e-3 if eps > 1e-12 else 0.03)
+    assert scores.dtype == dtype

@@ -22,6 +22,7 @@ from sthyper.straight_through.masked_layers import (
     export_masked,
 )
 from sthyper.straight_through.masks import (
+    MaskMode,
     MaskOptions,
     is_masked_module,
     kept_share,
@@ -280,3 +281,40 @@ def test_attention_uses_masked_projections() -> None:
     with torch.no_grad():
         torch.testing.assert_close(masked.eval()(x), export_masked(masked).eval()(x))
         assert not torch.allclose(masked(x), layer.eval()(x))
+
+
+def test_wrong_options_of_a_conversion() -> None:
+    with pytest.raises(TypeError, match=r"options must be MaskOptions\(\.\.\.\)"):
+        convert_to_masked_model(nn.ReLU(), MaskMode)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_old_style_norms_of_weights_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.utils.weight_norm(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="'1' .Linear. has an old-style weight or spectral norm.*remove_weight_norm"):
+        convert_to_masked_model(model)
+    nn.utils.remove_weight_norm(model[1])
+    assert is_masked_module(convert_to_masked_model(model)[1])  # type: ignore[index]
+    spectral = nn.Sequential(nn.Linear(2, 2), nn.utils.spectral_norm(nn.Linear(2, 2)))
+    spectral(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(ValueError, match="'1' .Linear. has an old-style"):
+        convert_to_masked_model(spectral)
+    masked = convert_to_masked_model(nn.Sequential(nn.Linear(2, 2)))
+    masked.append(nn.utils.weight_norm(nn.Linear(2, 2)))  # type: ignore[operator]
+    with pytest.raises(ValueError, match="'1' .Linear. has an old-style"):
+        export_masked(masked)
+
+
+def test_embeddings_stay_as_they_were_unless_a_masked_layer_shares_their_weight() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.frozen, self.shared = nn.Embedding(4, 3), nn.Embedding(4, 3), nn.Embedding(4, 3)
+            self.frozen.requires_grad_(False)
+            self.head = nn.Linear(3, 4)
+            self.head.weight = self.shared.weight
+
+    model = convert_to_masked_model(Tied())
+    trainable = [e.weight.requires_grad for e in (model.own, model.frozen, model.shared)]  # type: ignore[union-attr]
+    assert trainable == [True, False, False]
+    assert not is_masked_module(model.shared)  # type: ignore[arg-type]

@@ -390,3 +390,18 @@ def test_a_refused_module_is_unchanged() -> None:
         mask_module(layer, ("weight", "scale"))
     assert type(layer) is nn.Linear
     assert layer.weight.requires_grad
+
+
+def test_wrong_types_of_options() -> None:
+    with pytest.raises(TypeError, match="freeze must be True or False, got 'no'"):
+        MaskOptions(freeze="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mean must be a number, got 'a'"):
+        MaskOptions(mean="a")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="std must be a number, got True"):
+        MaskOptions(std=True)
+    for refused in (
+        lambda: mask_module(nn.Linear(2, 2), options="sample"),  # type: ignore[arg-type]
+        lambda: ScoreMask(torch.zeros(2), "sample"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=r"options must be MaskOptions\(\.\.\.\), got 'sample'"):
+            refused()

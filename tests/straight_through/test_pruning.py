@@ -491,6 +491,67 @@ class Uncalled(nn.Module):
         return self.b(self.a(x)) + self.b.weight.sum()
 
 
+class Auxiliary(nn.Module):
+    """Has something that only another method than ``forward`` uses."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.body, self.head = nn.Sequential(nn.Linear(5, 6), nn.ReLU()), nn.Linear(6, 2)
+        self.aux: Any = None
+        if kind == "layer":
+            self.aux = nn.Linear(6, 2)
+        elif kind == "parameter":
+            self.aux = nn.Parameter(torch.ones(6))
+        elif kind == "norm":
+            self.aux = nn.BatchNorm1d(6, affine=False)
+        elif kind == "tied":
+            self.aux = nn.Linear(6, 2)
+            self.aux.weight = self.head.weight
+        elif kind == "stateless":
+            self.aux = nn.Softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+    def training_step(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.head(h).sum() + (self.aux(h) if isinstance(self.aux, nn.Module) else self.aux * h).sum()
+
+
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("kind", ["layer", "parameter", "norm", "tied"])
+def test_what_is_used_outside_forward_is_not_broken(kind: str, example: bool) -> None:
+    model = Auxiliary(kind).eval()
+    result = prune(model, {"body.0": HALF}, example_input=X1 if example else None)
+    assert result.removed == {}
+    (folded,) = result.folded
+    assert folded.channels == (1, 2, 4)
+    assert "'aux' is used outside forward" in folded.reason
+    handle = model.body[0].register_forward_hook(lambda module, args, output: output * HALF)
+    torch.testing.assert_close(result.model.training_step(X1), model.training_step(X1))  # type: ignore[operator]
+    torch.testing.assert_close(result.model(X1), model(X1))
+    handle.remove()
+
+
+def test_what_has_no_parameters_may_be_used_outside_forward() -> None:
+    for kind in ("none", "stateless"):
+        assert prune(Auxiliary(kind), {"body.0": HALF}).removed == {"body.0": (1, 2, 4)}
+
+
+def test_branches_and_inputs_of_a_model_with_layers_outside_forward() -> None:
+    model = Auxiliary("layer").eval()
+    result = prune(model, branches={"body": False}, example_input=X1)
+    assert result.removed_branches == ()
+    assert "'aux' is used outside forward" in result.folded[0].reason
+    assert result.model.body(X1).shape == (len(X1), 6)  # type: ignore[operator]
+    assert not result.model.body(X1).any()  # type: ignore[operator]
+    closed = {"body": mask(1, 0, 1, 1, 1)}
+    with pytest.raises(ValueError, match="'aux' is used outside forward.*slice_inputs=False"):
+        prune(model, inputs=closed, slice_inputs=True)
+    assert not prune(model, inputs=closed).model.body[0].weight[:, 1].any()  # type: ignore[index,union-attr]
+
+
 def test_weights_that_are_used_twice() -> None:
     result = check(Uncalled(), {"a": HALF}, X1)
     assert result.removed == {}

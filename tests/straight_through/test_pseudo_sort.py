@@ -370,3 +370,24 @@ def test_on_a_gpu() -> None:
     expected = [i for i, _, _ in decode_and_pseudo_sort_results(results)]
     assert [i for i, _, _ in decode_and_pseudo_sort_results([(i, [t.cuda()], 3) for i, [t], _ in results])] == expected
     assert torch.equal(ordered_sum(on_gpu).cpu(), ordered_sum(tensors))
+
+
+@pytest.mark.parametrize("kind", ["conjugated", "negative", "sparse"])
+def test_ties_of_views_and_sparse_tensors(kind: str) -> None:
+    def made(second: float) -> Tensor:
+        x = torch.tensor([1.0, second])
+        if kind == "conjugated":
+            return torch.complex(x, x).conj()
+        if kind == "negative":
+            return torch.complex(x, -x).conj().imag
+        return x.to_sparse()
+
+    results: list[Any] = [(second, [made(second)], 3) for second in (2.0, 3.0, 4.0)]
+    orders = [[client for client, _, _ in decode_and_pseudo_sort_results(r)] for r in (results, results[::-1])]
+    assert orders[0] == orders[1]
+
+
+def test_ties_with_an_unknown_number_of_examples() -> None:
+    results: list[Any] = [(second, [torch.tensor([1.0, second])], float("nan")) for second in (2.0, 3.0, 4.0)]
+    orders = [[client for client, _, _ in decode_and_pseudo_sort_results(r)] for r in (results, results[::-1])]
+    assert orders[0] == orders[1]

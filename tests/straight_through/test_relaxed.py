@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sthyper.straight_through.relaxed import (
+    check_generator,
     gumbel_softmax,
     hard_concrete,
     hard_concrete_estimate,
@@ -173,3 +174,13 @@ def test_bad_stretches_are_refused(stretch: tuple[float, float]) -> None:
 def test_bad_axes_are_refused() -> None:
     with pytest.raises(ValueError, match="dim must be from -1 to 0"):
         gumbel_softmax(torch.ones(3), dim=1)
+
+
+def test_generators_of_another_gpu_are_refused() -> None:
+    class On:
+        def __init__(self, name: str) -> None:
+            self.device = torch.device(name)
+
+    check_generator(On("cuda:1"), On("cuda:1"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="generator is on cuda:1, the tensor on cuda:0"):
+        check_generator(On("cuda:1"), On("cuda:0"))  # type: ignore[arg-type]

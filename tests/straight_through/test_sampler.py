@@ -318,6 +318,14 @@ def test_nothing_is_refused_where_values_cannot_be_seen() -> None:
         grad(lambda q: bernoulli_sample(q).sum())(bad)
 
 
+def test_on_the_meta_device() -> None:
+    p = torch.empty(3, 2, device="meta", requires_grad=True)
+    for estimator in ESTIMATORS:
+        y = bernoulli_sample(p, estimator)
+        assert (y.device.type, y.shape) == ("meta", (3, 2))
+        y.sum().backward()
+
+
 def test_is_batched() -> None:
     seen = []
 
@@ -370,5 +378,8 @@ def test_on_a_gpu(estimator: BernoulliEstimator) -> None:
     bad = torch.tensor([float("nan"), 2.0], device="cuda")
     with pytest.raises(ValueError, match="1 of 2 are NaN"):
         bernoulli_sample(bad, estimator)
-    # The context has survived both.
+    for function in (BernoulliSample, BernoulliIdentity):
+        assert function.apply(bad).tolist() == [0.0, 1.0]  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    # The context has survived all of these.
     assert bernoulli_sample(bad, estimator, validate=False).tolist() == [0.0, 1.0]

@@ -215,3 +215,14 @@ def test_moving_baseline_with_bad_losses_and_checkpoints() -> None:
 def test_bad_decays_are_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay must be from 0 to below 1"):
         MovingBaseline(decay)
+
+
+def test_log_probabilities_are_those_of_zeros_and_ones() -> None:
+    logits = torch.zeros(2)
+    with pytest.raises(ValueError, match="sample must hold zeros and ones"):
+        bernoulli_log_prob(torch.tensor([0.3, 0.5]), logits)
+    with pytest.raises(ValueError, match="sample must hold zeros and ones"):
+        bernoulli_log_prob(torch.tensor([1.0, math.nan]), logits)
+    with pytest.raises(TypeError, match="sample must be a tensor of zeros and ones; it is list"):
+        bernoulli_log_prob([0.0, 1.0], logits)  # type: ignore[arg-type]
+    assert bernoulli_log_prob(torch.tensor([True, False]), logits).tolist() == pytest.approx([-math.log(2)] * 2)
