@@ -82,13 +82,13 @@ class SelfTunerOptions:
 
     tune: bool = True
     update: Update | None = None
-    train_steps: int = 3
+    train_steps: int = 2
     hyper_steps: int = 1
     warm_up_epochs: int | None = None
     weight_lr: float = 0.01
     momentum: float = 0.9
     response_lr: float = 0.003
-    hyper_lr: float = 0.04
+    hyper_lr: float = 0.03
     hyper_lr_end: float = 0.2
     scale_lr: float | None = None
     tune_scales: bool = False

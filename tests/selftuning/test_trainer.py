@@ -47,7 +47,7 @@ def tuner(kind: Any = "delta", **given: Any) -> SelfTuner:
     """Return a trainer of a small network with one dropout rate; ``options`` are those of SelfTunerOptions."""
     model = network()
     h = Hyperparameters({"rate": uniform(0.0, 0.9)}, start={"rate": 0.3})
-    options = {"warm_up_epochs": 1, "weight_lr": 0.1} | given.pop("options", {})
+    options = {"warm_up_epochs": 1, "weight_lr": 0.1, "train_steps": 2} | given.pop("options", {})
     self_tune(model, h, kind=kind, dropout={"*": "rate"})
     train, val = given.pop("train", loader()), given.pop("val", loader(24, 1))
     return SelfTuner(model, h, train, val, options=SelfTunerOptions(**options), **given)
