@@ -175,7 +175,8 @@ def check_whole(run: Run, kind: Callable[[], TrialScheduler] = asha) -> None:
     assert reports == run.log("trained")
     result = load_experiment(run.folder)
     assert len(result.trials) == TRIALS
-    assert {trial.status for trial in result.trials.values()} <= {"Completed", "Paused", "Stopped"}
+    statuses = {trial.status for trial in result.trials.values()}
+    assert statuses <= {"Completed", "Paused", "Stopped"}, run.text.read_text()
     assert result.end_reason == "max_num_trials_started is reached"
 
 
