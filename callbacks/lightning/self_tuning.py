@@ -98,7 +98,7 @@ class SelfTuningCallback(SelfTuningState):
         hyper_steps: Hyper steps that follow them; 0 trains under perturbation only.
         warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run.
         response_lr: Learning rate of the responses (Adam). Default is .003.
-        response_part: Part of the examples of a batch (at least 32 of them) that the additional call of
+        response_part: Part of the examples of a batch (at least 50 of them) that the additional call of
             ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have their
             examples on one axis are taken whole.
         hyper_lr: Learning rate of the hyperparameters (Adam with the coefficients .9 and .99), at the beginning.

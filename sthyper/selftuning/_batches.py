@@ -25,8 +25,10 @@ __all__ = [
     "to_device",
 ]
 
-LEAST_PART = 32
+LEAST_PART = 50
 """Fewest examples of a part of a batch: statistics of fewer say little."""
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class BatchStream:
@@ -149,7 +151,7 @@ def part_of_batch(batch: Any, axis: int, size: int, part: float, turn: int) -> t
         batch: Any tree of tensors.
         axis: Where they have their examples.
         size: Number of the examples.
-        part: Which part of them, but at least 32.
+        part: Which part of them, but at least 50.
         turn: Counts the calls: other examples have their turn each time.
 
     Returns:
@@ -160,7 +162,8 @@ def part_of_batch(batch: Any, axis: int, size: int, part: float, turn: int) -> t
     alike = all(x.dim() > axis and x.shape[axis] == size for x in leaves if isinstance(x, Tensor))
     if length == size or not alike or not all(x is None or isinstance(x, Tensor | int | float) for x in leaves):
         return batch, size
-    start = turn * length % (size - length + 1)
+    # Steps of the golden section: all places have their turn, whatever the sizes.
+    start = int(turn * _GOLDEN % 1.0 * (size - length + 1))
     return tree_map_only(Tensor, lambda x: x.narrow(axis, start, length), batch), length
 
 

@@ -65,7 +65,7 @@ class SelfTunerOptions:
         entropy_weight: Weight of the entropy of the perturbations, which keeps tuned scales large.
         bound: Unconstrained numbers stay within this distance from the middle; ``None`` for no bound.
         scale_bounds: Smallest and largest tuned scale; ``None`` for none.
-        response_part: Part of the examples of a batch (at least 32 of them) on which the responses are updated by
+        response_part: Part of the examples of a batch (at least 50 of them) on which the responses are updated by
             ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few hyperparameters, and a
             quarter of the examples gives as good ones at a quarter of the cost. Batches whose tensors do not all have
             their examples on one axis are taken whole.
@@ -88,12 +88,12 @@ class SelfTunerOptions:
     weight_lr: float = 0.01
     momentum: float = 0.9
     response_lr: float = 0.003
-    hyper_lr: float = 0.03
+    hyper_lr: float = 0.02
     hyper_lr_end: float = 0.2
     scale_lr: float | None = None
     tune_scales: bool = False
     entropy_weight: float = 0.0
-    bound: float | None = 4.0
+    bound: float | None = 3.0
     scale_bounds: tuple[float, float] | None = (0.1, 2.0)
     response_part: float = 0.25
     groups: int | None = None

@@ -955,7 +955,7 @@ def test_arguments_matter(options: dict[str, Any]) -> None:
     assert ends[0] != ends[1]
 
 
-@pytest.mark.parametrize(("part", "expected"), [(None, 32), (0.75, 36), (1.0, 48)])
+@pytest.mark.parametrize(("part", "expected"), [(None, 50), (0.9, 54), (1.0, 60)])
 def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expected: int) -> None:
     sizes: list[int] = []
     firsts: set[float] = set()
@@ -966,9 +966,9 @@ def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expect
             firsts.add(float(batch[0].flatten()[0]))
             return super().training_step(batch, batch_idx)
 
-    fit(Looks("penalty"), callback(response_part=part), train=loader(0, 48, 48), max_epochs=4)
-    assert sizes == [48, expected] * 4
-    assert (len(firsts) > 1) == (expected < 48), "others each time"
+    fit(Looks("penalty"), callback(response_part=part), train=loader(0, 60, 60), max_epochs=4)
+    assert sizes == [60, expected] * 4
+    assert (len(firsts) > 1) == (expected < 60), "others each time"
 
 
 def test_groups_share_a_perturbation() -> None:

@@ -117,7 +117,7 @@ def test_cadence_and_warm_up() -> None:
         assert run.hyper_steps == hyper_steps
 
 
-@pytest.mark.parametrize(("part", "expected"), [(0.25, 32), (0.9, 36), (1.0, 40)])
+@pytest.mark.parametrize(("part", "expected"), [(0.25, 50), (0.9, 72), (1.0, 80)])
 def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
     seen: list[Tensor] = []
 
@@ -126,7 +126,7 @@ def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
             seen.append(x)
         return x, y
 
-    whole = DataLoader(examples(), batch_size=N)
+    whole = DataLoader(examples(80), batch_size=80)
     run = tuner(options={"response_part": part}, train=whole, transform=transform)
     run.fit(4)
     assert [len(x) for x in seen] == [expected] * 4
@@ -143,7 +143,7 @@ def test_a_part_of_a_batch() -> None:
     starts = [int(part_of_batch(y, 0, n, 0.5, turn)[0][0]) for turn in range(n)]
     assert (min(starts), max(starts)) == (0, 80)
     assert part_of_batch(x.T, 1, n, 0.5, 0)[0].shape == (2, 80)
-    assert part_of_batch(y, 0, n, 0.01, 0)[1] == 32
+    assert part_of_batch(y, 0, n, 0.01, 0)[1] == 50
     # Of what has its examples elsewhere, or is no tensor, nothing can be cut off.
     for batch in ((x, y[:30]), (x.T, y), (x, ["a"] * n), (x, torch.tensor(1.0))):
         assert part_of_batch(batch, 0, n, 0.5, 1) == (batch, n)
