@@ -52,6 +52,8 @@ class BestResponse:
 
     The layer keeps its parameters. Nothing of the response is computed where the layer is the plain one.
 
+    It cannot be an ABC: the class of a living layer is exchanged for it, which needs the same layout of objects.
+
     Attributes:
         plain_class: The class that the layer had.
     """

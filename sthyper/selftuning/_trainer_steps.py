@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ TrainLoss = Callable[[Any, Any, Hyperparameters], Tensor]
 Transform = Callable[[Any, Any, Hyperparameters], tuple[Any, Any]]
 
 
-class TrainerSteps:
+class TrainerSteps(ABC):
     """What :class:`~sthyper.selftuning.SelfTuner` does with one batch, and how it evaluates; it sets the attributes."""
 
     options: SelfTunerOptions
@@ -183,8 +184,8 @@ class TrainerSteps:
         )
         self._call("hyper_step")
 
-    def _call(self, event: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _call(self, event: str) -> None: ...
 
 
 def _mean(loss: Tensor) -> Tensor:

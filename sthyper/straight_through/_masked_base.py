@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self
+import inspect
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -15,13 +16,38 @@ __all__ = ["MaskedLayer", "become_masked", "check_zeros"]
 
 
 class MaskedLayer:
-    """A plain layer whose weight and bias are masked by :class:`~sthyper.straight_through.ScoreMask`.
+    """A plain layer with masks of trained scores (:class:`~sthyper.straight_through.ScoreMask`) on frozen weights.
 
-    The masks are parametrisations; the class adds only how such a layer is made and where its scores are.
+    The masks are parametrisations; the class adds only how such a layer is made and where its scores are. A layer
+    without weight or bias has no scores there.
+
+    Args:
+        *args: Those of the plain layer, also by name, device and dtype included.
+        options: Modes, estimator and initial scores of the masks.
+        generator: Draws the initial scores; default is torch's own.
+
+    Raises:
+        TypeError: For arguments that the plain layer does not take.
+        ValueError: For those that it refuses, and a transposed convolution that pads with other values than zeros.
     """
 
     plain: ClassVar[type[nn.Module]]
     """The layer without masks."""
+
+    def __init_subclass__(cls) -> None:
+        # What help() and editors show.
+        plain = inspect.signature(cls.plain)
+        own = [p for p in inspect.signature(MaskedLayer.__init__).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        cls.__signature__ = plain.replace(parameters=[*plain.parameters.values(), *own])  # type: ignore[attr-defined]
+
+    def __init__(
+        self, *args: Any, options: MaskOptions | None = None, generator: torch.Generator | None = None, **plain: Any
+    ) -> None:
+        if issubclass(self.plain, _ConvTransposeNd):
+            given = inspect.signature(self.plain).bind(*args, **plain).arguments
+            check_zeros(given.get("padding_mode", "zeros"))
+        super().__init__(*args, **plain)
+        self._put_masks(options, generator)
 
     @classmethod
     def from_pretrained(

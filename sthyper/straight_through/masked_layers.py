@@ -17,14 +17,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from sthyper.errors import closest
 from sthyper.straight_through._masked_base import MaskedLayer, become_masked
-from sthyper.straight_through.masked_convolutions import (
-    MaskedConv1d,
-    MaskedConv2d,
-    MaskedConv3d,
-    MaskedConvTranspose1d,
-    MaskedConvTranspose2d,
-    MaskedConvTranspose3d,
-)
 from sthyper.straight_through.masks import (
     MODES,
     MaskMode,
@@ -55,148 +47,104 @@ __all__ = [
     "export_masked",
 ]
 
-Device = torch.device | str | int
-
 
 class MaskedLinear(MaskedLayer, nn.Linear):
-    """:class:`torch.nn.Linear` with masks of trained scores on frozen weights.
+    """:class:`torch.nn.Linear` with masked weights.
 
-    Args:
-        in_features: As in the plain layer, and so on up to ``dtype``.
-        options: Modes, estimator and initial scores of the masks.
-        generator: Draws the initial scores; default is torch's own.
+    Arguments: see :class:`MaskedLayer`.
     """
 
     plain = nn.Linear
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: Device | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        options: MaskOptions | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
-        self._put_masks(options, generator)
+
+class MaskedConv1d(MaskedLayer, nn.Conv1d):
+    """:class:`torch.nn.Conv1d` with masked weights.
+
+    Arguments: see :class:`MaskedLayer`.
+    """
+
+    plain = nn.Conv1d
+
+
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """:class:`torch.nn.Conv2d` with masked weights.
+
+    Arguments: see :class:`MaskedLayer`.
+    """
+
+    plain = nn.Conv2d
+
+
+class MaskedConv3d(MaskedLayer, nn.Conv3d):
+    """:class:`torch.nn.Conv3d` with masked weights.
+
+    Arguments: see :class:`MaskedLayer`.
+    """
+
+    plain = nn.Conv3d
+
+
+class MaskedConvTranspose1d(MaskedLayer, nn.ConvTranspose1d):
+    """:class:`torch.nn.ConvTranspose1d` with masked weights; it pads with zeros only.
+
+    Arguments: see :class:`MaskedLayer`.
+    """
+
+    plain = nn.ConvTranspose1d
+
+
+class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d):
+    """:class:`torch.nn.ConvTranspose2d` with masked weights; it pads with zeros only.
+
+    Arguments: see :class:`MaskedLayer`.
+    """
+
+    plain = nn.ConvTranspose2d
+
+
+class MaskedConvTranspose3d(MaskedLayer, nn.ConvTranspose3d):
+    """:class:`torch.nn.ConvTranspose3d` with masked weights; it pads with zeros only.
+
+    Arguments: see :class:`MaskedLayer`.
+    """
+
+    plain = nn.ConvTranspose3d
 
 
 class MaskedLayerNorm(MaskedLayer, nn.LayerNorm):
-    """:class:`torch.nn.LayerNorm` with masks of trained scores on frozen weights.
+    """:class:`torch.nn.LayerNorm` with masked weights.
 
-    Args:
-        normalized_shape: As in the plain layer, and so on up to ``dtype``.
-        elementwise_affine: Without it there is nothing to mask and there are no scores.
-        options: Modes, estimator and initial scores of the masks.
-        generator: Draws the initial scores; default is torch's own.
+    Arguments: see :class:`MaskedLayer`.
     """
 
     plain = nn.LayerNorm
 
-    def __init__(
-        self,
-        normalized_shape: int | list[int] | torch.Size,
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: Device | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        options: MaskOptions | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        self._put_masks(options, generator)
-
 
 class MaskedBatchNorm1d(MaskedLayer, nn.BatchNorm1d):
-    """:class:`torch.nn.BatchNorm1d` with masks of trained scores on frozen weights, for ``N x C`` or ``N x C x L``.
+    """:class:`torch.nn.BatchNorm1d` with masked weights, for ``N x C`` or ``N x C x L``.
 
-    Args:
-        num_features: As in the plain layer, and so on up to ``dtype``; running statistics follow its rules.
-        affine: Without it there is nothing to mask and there are no scores.
-        options: Modes, estimator and initial scores of the masks.
-        generator: Draws the initial scores; default is torch's own.
+    Arguments: see :class:`MaskedLayer`.
     """
 
     plain = nn.BatchNorm1d
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Device | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        options: MaskOptions | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        nn.BatchNorm1d.__init__(self, num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._put_masks(options, generator)
-
 
 class MaskedBatchNorm2d(MaskedLayer, nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d` with masks of trained scores on frozen weights, for ``N x C x H x W``.
+    """:class:`torch.nn.BatchNorm2d` with masked weights, for ``N x C x H x W``.
 
-    Args:
-        num_features: As in the plain layer, and so on up to ``dtype``; running statistics follow its rules.
-        affine: Without it there is nothing to mask and there are no scores.
-        options: Modes, estimator and initial scores of the masks.
-        generator: Draws the initial scores; default is torch's own.
+    Arguments: see :class:`MaskedLayer`.
     """
 
     plain = nn.BatchNorm2d
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Device | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        options: MaskOptions | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        nn.BatchNorm2d.__init__(self, num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._put_masks(options, generator)
-
 
 class MaskedBatchNorm3d(MaskedLayer, nn.BatchNorm3d):
-    """:class:`torch.nn.BatchNorm3d` with masks of trained scores on frozen weights, for ``N x C x D x H x W``.
+    """:class:`torch.nn.BatchNorm3d` with masked weights, for ``N x C x D x H x W``.
 
-    Args:
-        num_features: As in the plain layer, and so on up to ``dtype``; running statistics follow its rules.
-        affine: Without it there is nothing to mask and there are no scores.
-        options: Modes, estimator and initial scores of the masks.
-        generator: Draws the initial scores; default is torch's own.
+    Arguments: see :class:`MaskedLayer`.
     """
 
     plain = nn.BatchNorm3d
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: Device | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        options: MaskOptions | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        nn.BatchNorm3d.__init__(self, num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._put_masks(options, generator)
 
 
 _MASKED: dict[type[nn.Module], type[MaskedLayer]] = {

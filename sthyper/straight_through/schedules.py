@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class ConstantTemperature:
 
 
 @dataclass(frozen=True)
-class _FromStartToEnd:
+class _FromStartToEnd(ABC):
     """A temperature that moves from one value to another.
 
     Args:
@@ -92,8 +93,8 @@ class _FromStartToEnd:
             return float(self.end if progress else self.start)
         return self._between(progress)
 
-    def _between(self, progress: float) -> float:
-        raise AssertionError("each schedule says how it moves")  # pragma: no cover
+    @abstractmethod
+    def _between(self, progress: float) -> float: ...
 
 
 @dataclass(frozen=True)
