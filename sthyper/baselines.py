@@ -11,7 +11,7 @@ from sthyper.schedulers.hyperband import HyperbandScheduler, RungSystem
 from sthyper.searchers.multifidelity import BracketDistribution
 from sthyper.time_keeper import TimeKeeper
 
-__all__ = ["ASHA", "GridSearch", "RandomSearch", "baselines_dict"]
+__all__ = ["ASHA", "BayesianOptimization", "GridSearch", "RandomSearch", "baselines_dict"]
 
 
 class RandomSearch(FIFOScheduler):
@@ -121,6 +121,60 @@ class GridSearch(FIFOScheduler):
         )
 
 
+class BayesianOptimization(FIFOScheduler):
+    """Bayesian optimisation: a Gaussian process of all results proposes configurations, every trial runs to its end.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        mode: ``"min"`` or ``"max"``.
+        search_options: Options of :class:`~sthyper.searchers.bayesopt.BayesOptOptions`.
+        points_to_evaluate: Configurations to suggest first; they count to ``num_init_random``. Partial ones are
+            completed by the mid-point rule; ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+        progress_attr: Name of a number in reports, such as the epochs done, behind whose last value a trial that is run
+            again goes on; see :class:`~sthyper.schedulers.FIFOScheduler`.
+
+    Raises:
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode`` or an option is unknown or out of range.
+
+    References:
+        Snoek et al., "Practical Bayesian Optimization of Machine Learning Algorithms", NeurIPS 2012
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
+    ) -> None:
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="bayesopt",
+            search_options=search_options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
+            progress_attr=progress_attr,
+        )
+
+
 class ASHA(HyperbandScheduler):
     r"""Asynchronous successive halving over random configurations.
 
@@ -216,5 +270,7 @@ baselines_dict: dict[str, type[TrialScheduler]] = {
     "Grid Search": GridSearch,
     "GridSearch": GridSearch,
     "ASHA": ASHA,
+    "BO": BayesianOptimization,
+    "BayesianOptimization": BayesianOptimization,
 }
 """Methods by the names that tables and the command line use; class names are accepted too."""

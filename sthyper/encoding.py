@@ -258,6 +258,28 @@ class SpaceEncoder:
         names = self._names
         return [dict(zip(names, row, strict=True)) for row in zip(*(values[k] for k in names), strict=True)]
 
+    def snap(self, points: torch.Tensor) -> torch.Tensor:
+        """Return the points of the configurations that n points stand for, as ``encode(decode(points))`` does.
+
+        Args:
+            points: Shape (n, d); coordinates are clipped to [0, 1]. On any device.
+
+        Returns:
+            float64, shape (n, d), on the device of ``points``.
+        """
+        import numpy as np
+        import torch
+
+        array = np.clip(points.detach().cpu().numpy().astype(np.float64), 0.0, 1.0).T  # (d, n)
+        result = np.empty_like(array)
+        for key, column in zip(self._internal_keys, self._columns, strict=True):
+            rows = self._slices[key]
+            if column.width == 1:
+                result[rows.start] = column.snap(array[rows.start])
+            else:
+                result[rows] = column.snap(np.ascontiguousarray(array[rows].T)).T
+        return torch.from_numpy(np.ascontiguousarray(result.T)).to(points.device)
+
     def to_ndarray_matrix(self, configs: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
         """Return the points of n configurations as an array of shape (n, d); see :meth:`encode`."""
         import numpy as np

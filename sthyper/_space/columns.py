@@ -44,6 +44,10 @@ class Column(ABC):
     def decode(self, u: Array) -> list[Any]:
         """Return the values of n coordinates, shape (n,) or (n, w), which lie in [0, 1]."""
 
+    def snap(self, u: Array) -> Array:
+        """Return the coordinates of the values that n coordinates stand for, shape (n,) or (n, w)."""
+        return self.encode(self.decode(u))
+
     @abstractmethod
     def bounds(self, active: Domain | None) -> tuple[Sequence[float], Sequence[float]]:
         """Return the lower and upper bounds of the w columns.
@@ -112,6 +116,11 @@ class _FloatColumn(_Interval):
             return [self.domain.cast(v) for v in result]
         return result
 
+    def snap(self, u: Array) -> Array:
+        if isinstance(self.domain.sampler, Quantized):
+            return super().snap(u)
+        return u if self.width_int > 0 else np.zeros_like(u)
+
     def bounds(self, active: Domain | None) -> tuple[Sequence[float], Sequence[float]]:
         if self.width_int <= 0:
             return [0.0], [0.0]
@@ -142,6 +151,11 @@ class _IntegerColumn(_Interval):
         if isinstance(self.domain.sampler, Quantized):
             return [self.domain.cast(v) for v in result]
         return result
+
+    def snap(self, u: Array) -> Array:
+        if isinstance(self.domain.sampler, Quantized):
+            return super().snap(u)
+        return self._to_unit(np.clip(np.rint(self._from_unit(u)), self.lower, self.upper))
 
     def bounds(self, active: Domain | None) -> tuple[Sequence[float], Sequence[float]]:
         if self.width_int <= 0:
@@ -187,6 +201,12 @@ class _PositionColumn(Column):
         k = len(self.values)
         indices = np.minimum((u * k).astype(np.int64), k - 1)
         return [self.values[i] for i in indices.tolist()]
+
+    def snap(self, u: Array) -> Array:
+        k = len(self.values)
+        if k == 1:
+            return np.full_like(u, self.single)
+        return (np.minimum((u * k).astype(np.int64), k - 1) + 0.5) / k
 
     def bounds(self, active: Domain | None) -> tuple[Sequence[float], Sequence[float]]:
         k = len(self.values)
@@ -238,6 +258,11 @@ class _OneHotColumns(_PositionColumn):
     def decode(self, u: Array) -> list[Any]:
         return [self.values[i] for i in u.argmax(axis=1).tolist()]
 
+    def snap(self, u: Array) -> Array:
+        result = np.zeros_like(u)
+        result[np.arange(len(u)), u.argmax(axis=1)] = 1.0
+        return result
+
     def bounds(self, active: Domain | None) -> tuple[Sequence[float], Sequence[float]]:
         if active is None:
             return [0.0] * self.width, [1.0] * self.width
@@ -274,6 +299,9 @@ class _NearestColumn(_Interval):
     def decode(self, u: Array) -> list[Any]:
         indices = np.searchsorted(self.borders, self.low + u * self.width_int)
         return [self.categories[i] for i in indices.tolist()]
+
+    def snap(self, u: Array) -> Array:
+        return self.codes[np.searchsorted(self.borders, self.low + u * self.width_int)]
 
     def bounds(self, active: Domain | None) -> tuple[Sequence[float], Sequence[float]]:
         if active is None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from sthyper.errors import closest
 from sthyper.searchers.base import BaseSearcher
+from sthyper.searchers.bayesopt.options import BayesOptOptions
 from sthyper.searchers.grid import GridSearcher
 from sthyper.searchers.random import RandomSearcher
 
@@ -95,7 +96,11 @@ class _SearcherOptions(Protocol):
 
 
 # A new searcher gets a name by one line here.
-_OPTIONS: dict[str, Callable[..., _SearcherOptions]] = {"random": RandomSearcherOptions, "grid": GridSearcherOptions}
+_OPTIONS: dict[str, Callable[..., _SearcherOptions]] = {
+    "random": RandomSearcherOptions,
+    "grid": GridSearcherOptions,
+    "bayesopt": BayesOptOptions,
+}
 
 
 def make_searcher(
@@ -137,6 +142,9 @@ def make_searcher(
     known = [field.name for field in fields(_OPTIONS[name])]  # type: ignore[arg-type]
     for key in options:
         if key not in known:
+            explain = getattr(_OPTIONS[name], "explain", lambda _: None)(key)
+            if explain is not None:
+                raise ValueError(f"search_options of searcher={name!r}: {explain}")
             raise ValueError(
                 f"search_options: unknown option {key!r} of searcher={name!r}{closest(key, known)}; known are {known}"
             )

@@ -131,6 +131,10 @@ class RandomSearcher(BaseSearcher):
         index = int(generator.integers(len(self._pool)))
         return self._pool[index] if self.allow_duplicates else self._pool.pop(index)
 
+    def remaining(self) -> list[dict[str, Any]] | None:
+        """Return the configurations of ``restrict_configurations`` that may be suggested; ``None`` without them."""
+        return None if self._restricted is None else self._remaining()
+
     def _remaining(self) -> list[dict[str, Any]]:
         if self._restricted is not None:
             return [config for match, config in self._restricted.items() if match not in self._excluded]

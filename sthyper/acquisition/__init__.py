@@ -1,0 +1,1 @@
+"""Acquisition functions as BoTorch modules, and their optimisation over configurations."""

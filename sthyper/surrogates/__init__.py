@@ -1,0 +1,1 @@
+"""Models of observed targets: Gaussian processes and others, with BoTorch posteriors."""
