@@ -8,10 +8,21 @@ from typing import Any
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.schedulers.fifo import FIFOScheduler
 from sthyper.schedulers.hyperband import HyperbandScheduler, RungSystem
+from sthyper.searchers.bayesopt.estimator import create_gaussian_process_estimator
 from sthyper.searchers.multifidelity import BracketDistribution
 from sthyper.time_keeper import TimeKeeper
 
-__all__ = ["ASHA", "BayesianOptimization", "GridSearch", "RandomSearch", "baselines_dict"]
+__all__ = [
+    "ASHA",
+    "BayesianOptimization",
+    "BoTorch",
+    "ConstrainedBayesianOptimization",
+    "CostAwareBayesianOptimization",
+    "GridSearch",
+    "RandomSearch",
+    "baselines_dict",
+    "create_gaussian_process_estimator",
+]
 
 
 class RandomSearch(FIFOScheduler):
@@ -175,6 +186,198 @@ class BayesianOptimization(FIFOScheduler):
         )
 
 
+class BoTorch(FIFOScheduler):
+    """Bayesian optimisation by BoTorch's own recipe, to compare with; every trial runs to its end.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        mode: ``"min"`` or ``"max"``.
+        search_options: Options of :class:`~sthyper.searchers.bayesopt.botorch.BoTorchOptions`.
+        points_to_evaluate: Configurations to suggest first; they count to ``num_init_random``. Partial ones are
+            completed by the mid-point rule; ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+        progress_attr: Name of a number in reports, such as the epochs done, behind whose last value a trial that is run
+            again goes on; see :class:`~sthyper.schedulers.FIFOScheduler`.
+
+    Raises:
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode`` or an option is unknown or out of range.
+
+    References:
+        Balandat et al., "BoTorch: A Framework for Efficient Monte-Carlo Bayesian Optimization", NeurIPS 2020
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
+    ) -> None:
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="botorch",
+            search_options=search_options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
+            progress_attr=progress_attr,
+        )
+
+
+class ConstrainedBayesianOptimization(FIFOScheduler):
+    """Bayesian optimisation under a constraint: the best configuration whose reported ``constraint_attr`` is up to 0.
+
+    The constraint is modelled by a Gaussian process of its own; configurations are suggested by constrained expected
+    improvement. Until one is known that keeps the constraint, the search is for one.
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        constraint_attr: Name of the reported metric whose values up to 0 are feasible. Every report must have it. For
+            other constraints use ``outcome_constraints`` in ``search_options``, of this or any other method.
+        mode: ``"min"`` or ``"max"``, of the metric.
+        search_options: Options of :class:`~sthyper.searchers.bayesopt.BayesOptOptions`.
+        points_to_evaluate: Configurations to suggest first; they count to ``num_init_random``. Partial ones are
+            completed by the mid-point rule; ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource; see :class:`~sthyper.schedulers.FIFOScheduler`.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+        progress_attr: Name of a number in reports, such as the epochs done, behind whose last value a trial that is run
+            again goes on; see :class:`~sthyper.schedulers.FIFOScheduler`.
+
+    Raises:
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode`` or an option is unknown or out of range, or ``search_options`` names another constraint.
+
+    References:
+        Gardner et al., "Bayesian Optimization with Inequality Constraints", ICML 2014
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        constraint_attr: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
+    ) -> None:
+        if search_options is not None and not isinstance(search_options, Mapping):
+            raise TypeError(f"search_options must be a dict, got {search_options!r}")
+        options = {} if search_options is None else dict(search_options)
+        if options.setdefault("constraint_attr", constraint_attr) != constraint_attr:
+            raise ValueError(
+                f"search_options has constraint_attr={options['constraint_attr']!r}, but the argument is "
+                f"{constraint_attr!r}"
+            )
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="bayesopt_constrained",
+            search_options=options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
+            progress_attr=progress_attr,
+        )
+
+
+class CostAwareBayesianOptimization(FIFOScheduler):
+    """Bayesian optimisation of what is found for the same total cost: expected improvement per unit of cost.
+
+    The cost of a trial is what its last report says, and is modelled by a Gaussian process of its own; with
+    ``cost_model`` in ``search_options`` the costs of all reports are used. Every trial runs to its end. ::
+
+        scheduler = CostAwareBayesianOptimization(config_space, "loss", cost_attr="elapsed_time")
+
+    Args:
+        config_space: Configuration space.
+        metric: Name of the reported metric that is optimised.
+        cost_attr: Name of the reported cost: a positive number that says what the trial has cost since its start.
+            ``"st_worker_time"``, seconds, is in each report by itself.
+        mode: ``"min"`` or ``"max"``, of the metric.
+        search_options: Options of :class:`~sthyper.searchers.bayesopt.cost.CostAwareOptions`, such as
+            ``exponent_cost``.
+        points_to_evaluate: Configurations to suggest first; they count to ``num_init_random``. Partial ones are
+            completed by the mid-point rule; ``None`` is one configuration of mid-points, ``[]`` none.
+        random_seed: Seed in [0, 2**31 - 1]; drawn from the system if ``None``.
+        max_resource_attr: Name of the constant of ``config_space`` that holds the maximum resource.
+        max_t: Maximum resource, at which a ``cost_model`` predicts; see :class:`~sthyper.schedulers.FIFOScheduler`.
+        time_keeper: The experiment's clock; see :class:`~sthyper.schedulers.TrialSchedulerWithSearcher`.
+        progress_attr: Name of a number in reports, such as the epochs done, behind whose last value a trial that is run
+            again goes on; see :class:`~sthyper.schedulers.FIFOScheduler`.
+
+    Raises:
+        ConfigSpaceError: If the space, or ``max_resource_attr`` in it, cannot be used.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``mode`` or an option is unknown or out of range, or ``search_options`` names another cost.
+
+    References:
+        Snoek et al., "Practical Bayesian Optimization of Machine Learning Algorithms", NeurIPS 2012
+    """
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        cost_attr: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
+    ) -> None:
+        if search_options is not None and not isinstance(search_options, Mapping):
+            raise TypeError(f"search_options must be a dict, got {search_options!r}")
+        options = {} if search_options is None else dict(search_options)
+        if options.setdefault("cost_attr", cost_attr) != cost_attr:
+            raise ValueError(
+                f"search_options has cost_attr={options['cost_attr']!r}, but the argument is {cost_attr!r}"
+            )
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher="bayesopt_cost",
+            search_options=options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
+            progress_attr=progress_attr,
+        )
+
+
 class ASHA(HyperbandScheduler):
     r"""Asynchronous successive halving over random configurations.
 
@@ -272,5 +475,8 @@ baselines_dict: dict[str, type[TrialScheduler]] = {
     "ASHA": ASHA,
     "BO": BayesianOptimization,
     "BayesianOptimization": BayesianOptimization,
+    "BoTorch": BoTorch,
+    "ConstrainedBayesianOptimization": ConstrainedBayesianOptimization,
+    "CostAwareBayesianOptimization": CostAwareBayesianOptimization,
 }
 """Methods by the names that tables and the command line use; class names are accepted too."""

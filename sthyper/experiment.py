@@ -126,19 +126,50 @@ class ExperimentResult:
 
     # ---- the best ------------------------------------------------------------------------------------
 
-    def best_config(self, metric: int | str = 0) -> dict[str, Any]:
+    def best_config(self, metric: int | str = 0, by: str = "observed") -> dict[str, Any]:
         """Return the best row: ``trial_id``, what was reported and ``config_*``; empty if nothing was reported.
 
         Args:
             metric: Name or index of the metric.
+            by: ``"observed"``: the row with the best value; ``"model"``: the last row of the trial at whose
+                configuration a Gaussian process of all results has the best mean. It is the better choice if the metric
+                is noisy; then the best value was mostly luck.
 
         Raises:
-            ValueError: If the metric is unknown.
+            ValueError: If the metric or ``by`` is unknown, or the record does not have the configuration space that the
+                model needs.
         """
         found = self._best(metric)
+        if by != "observed":
+            found = self._best_by_model(metric, by)
         if found is None:
             return {}
         return {k: v for k, v in self._record.table.row(found[0]).items() if not k.startswith(RESERVED_PREFIX)}
+
+    def _best_by_model(self, metric: int | str, by: str) -> tuple[int, int, float] | None:
+        from sthyper.config_space import config_space_from_json_dict
+        from sthyper.searchers.bayesopt.best import best_by_model, check_by
+
+        check_by(by)
+        text = self.metadata.get("config_space")
+        if not isinstance(text, str):
+            raise ValueError(f"{self.name}: by='model' needs the configuration space, which the metadata do not have")
+        if not self.metric_names() and metric == 0:
+            return None
+        name, mode = metric_name_mode(self.metric_names(), self.metric_mode(), metric)
+        reports: dict[int, list[dict[str, Any]]] = {}
+        last: dict[int, int] = {}
+        for index, row in enumerate(self._record.table.rows(joined=False)):
+            reports.setdefault(row[ST_TRIAL_ID], []).append(row)
+            last[row[ST_TRIAL_ID]] = index
+        trial_id = best_by_model(
+            config_space_from_json_dict(json.loads(text)),
+            name,
+            mode,
+            self.metadata.get("resource_attr"),
+            [(k, self.trials[k].config, rows, self.trials[k].status == "Completed") for k, rows in reports.items()],
+        )
+        return None if trial_id is None else (last[trial_id], trial_id, reports[trial_id][-1][name])
 
     @property
     def best_value(self) -> float | None:

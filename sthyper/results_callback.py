@@ -31,10 +31,17 @@ if TYPE_CHECKING:
 
     from sthyper.tuner import Tuner
 
-__all__ = ["ExtraResultsComposer", "StoreResultsCallback"]
+__all__ = [
+    "ExtraResultsComposer",
+    "ModelParamsComposer",
+    "StoreResultsAndModelParamsCallback",
+    "StoreResultsCallback",
+]
 
 logger = logging.getLogger(__name__)
 
+_MODEL_PREFIX = "model_"
+_SUGGESTION_TIME = "cumulative_get_config_time"
 _SHARE_OF_TIME = 10.0
 """A write of a large table is followed by a pause of this many times its duration."""
 _SMALL_TABLE = 2000
@@ -191,6 +198,53 @@ class StoreResultsCallback(TunerCallback):
         if getattr(self._tuner, "journal", None) is not None:
             self._tuner.record_extra(plain)
         return plain
+
+
+class ModelParamsComposer(ExtraResultsComposer):
+    """Columns of the searcher's model: ``model_<parameter>`` and ``cumulative_get_config_time``, in seconds.
+
+    There are none for a searcher without a model, and none, with a warning, for one with several models.
+    """
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, tuner: Tuner) -> dict[str, Any] | None:
+        """Return the columns as they are when a report has been decided."""
+        searcher: Any = getattr(tuner.scheduler, "searcher", None)
+        seconds = getattr(searcher, _SUGGESTION_TIME, None)
+        if seconds is None:
+            return None
+        parameters = searcher.model_parameters()
+        if any(isinstance(value, dict) for value in parameters.values()):
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "%s has several models (%s); their parameters are not written to the results",
+                    type(searcher).__name__,
+                    ", ".join(parameters),
+                )
+            return None
+        return {f"{_MODEL_PREFIX}{name}": value for name, value in parameters.items()} | {_SUGGESTION_TIME: seconds}
+
+    def keys(self) -> list[str]:
+        """Return the name of the column that is always there."""
+        return [_SUGGESTION_TIME]
+
+
+class StoreResultsAndModelParamsCallback(StoreResultsCallback):
+    """Keeps a row for every counted report, with the parameters of the searcher's model at that time.
+
+    Each row has ``model_<parameter>`` (none before the model is used first) and ``cumulative_get_config_time``, the
+    seconds that the searcher has taken for suggestions so far. With a searcher without a model, or with several of
+    them, rows are those of :class:`StoreResultsCallback`.
+
+    Args:
+        add_wallclock_time: Whether rows have ``st_tuner_time``, the seconds of the experiment at the report.
+    """
+
+    def __init__(self, add_wallclock_time: bool = True) -> None:
+        super().__init__(add_wallclock_time, ModelParamsComposer())
 
 
 def write_csv_zip(

@@ -46,6 +46,7 @@ from sthyper.constants import (
     ENV_QUIET,
     ST_JOURNAL_FILENAME,
     ST_METADATA_FILENAME,
+    ST_TRIAL_ID,
     ST_TRIALS_DIRNAME,
     ST_TUNER_START_TIMESTAMP,
     TUNER_DEFAULT_SLEEP_TIME,
@@ -699,14 +700,17 @@ class Tuner:
             }
         )
 
-    def best_config(self, metric: int | str = 0) -> tuple[int, dict[str, Any]]:
+    def best_config(self, metric: int | str = 0, by: str = "observed") -> tuple[int, dict[str, Any]]:
         """Return ``(trial_id, config)`` of the best trial so far.
 
         Args:
             metric: Name or index of the metric.
+            by: ``"observed"``: the trial with the best value; ``"model"``: that with the best mean of a model of all
+                results, for noisy metrics; see :meth:`sthyper.experiment.ExperimentResult.best_config`. It is the
+                model of the searcher if that has one.
 
         Raises:
-            ValueError: If the metric is unknown or nothing finite was reported.
+            ValueError: If the metric or ``by`` is unknown or nothing finite was reported.
         """
         names = self.scheduler.metric_names()
         name = metric_name(names, metric)
@@ -714,10 +718,25 @@ class Tuner:
         best = self.tuning_status.best(name, mode if isinstance(mode, str) else mode[names.index(name)])
         if best is None:
             raise ValueError(f"no trial has reported a finite {name!r} yet")
-        trial_id = best[0]
+        trial_id = best[0] if by == "observed" else self._best_by_model(name, by)
         config = dict(self.trial_backend.trial(trial_id).config)
         logger.info("best trial is %d; to train it once more: start the script with %s", trial_id, config)
         return trial_id, config
+
+    def _best_by_model(self, name: str, by: str) -> int:
+        from sthyper.experiment import load_experiment
+        from sthyper.searchers.bayesopt.best import check_by
+
+        check_by(by)
+        searcher: Any = getattr(self.scheduler, "searcher", None)
+        found: int | None = None
+        if hasattr(searcher, "best_trial") and self.scheduler.metric_names() == [name]:
+            found = searcher.best_trial(by=by, past=False)
+        if found is None:
+            found = load_experiment(self.tuner_path).best_config(name, by=by).get(ST_TRIAL_ID)
+        if found is None:
+            raise ValueError(f"no trial has a finite {name!r} that a model can use yet")
+        return found
 
     def _restore_results(self, callback: StoreResultsCallback) -> None:
         from sthyper._journal_view import read_experiment

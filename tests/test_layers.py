@@ -32,6 +32,8 @@ LAYERS: list[dict[str, set[str]]] = [
     },
     {"backend side": {"backend"}, "scheduler side": {"schedulers"}},
     {"backend side": {"journal", "_lock"}, "scheduler side": {"searchers"}},
+    {"": {"acquisition"}},
+    {"": {"surrogates"}},
     {"": {"results_callback", "_result_table"}},
     {"": {"tuner_callback", "tuning_status", "_metrics_statistics", "stopping_criterion", "time_keeper"}},
     {"": {"selftuning", "straight_through"}},

@@ -11,11 +11,16 @@ from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
 
-__all__ = ["MeanStdAcquisition", "log_expected_improvement", "log_normal_cdf"]
+from sthyper.surrogates.marginals import marginals
+
+__all__ = ["MeanStdAcquisition", "log_expected_improvement", "log_normal_cdf", "per_batch"]
 
 _LEAST_STD = 1e-10
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _SQRT_HALF_PI = math.sqrt(0.5 * math.pi)
+_FAR = 100.0
+_LARGEST = 1e150
+"""The square of a standardised improvement is to be finite."""
 
 
 class MeanStdAcquisition(AcquisitionFunction):
@@ -48,9 +53,8 @@ class MeanStdAcquisition(AcquisitionFunction):
         Returns:
             Shape ``batch``.
         """
-        posterior = self.model.posterior(X)
-        mean = posterior.mean.squeeze(-1).squeeze(-1)
-        std = posterior.variance.squeeze(-1).squeeze(-1).clamp_min(_LEAST_STD**2).sqrt()
+        mean, variance = marginals(self.model, X.squeeze(-2))
+        std = variance.clamp_min(_LEAST_STD**2).sqrt()
         return self.average(self.head(mean, std), X.dim() - 2)
 
     def average(self, values: Tensor, batch_dims: int) -> Tensor:
@@ -70,25 +74,46 @@ def per_batch(value: Tensor, like: Tensor) -> Tensor:
 
 
 def log_expected_improvement(u: Tensor) -> Tensor:
-    """Return log(phi(u) + u Phi(u)) of standardised improvements, accurate for very negative ones too.
+    """Return log h(u), h(u) = phi(u) + u Phi(u), of standardised improvements.
+
+    Value and derivative Phi(u) / h(u) are accurate for all u; there is no second derivative.
 
     References:
         Ament et al., "Unexpected Improvements to Expected Improvement for Bayesian Optimization", NeurIPS 2023
     """
-    # phi(u) (1 - |u| m(u)) with the ratio of Mills m(u) = sqrt(pi / 2) erfcx(|u| / sqrt 2); far out its expansion
-    # 1 / u^2 - 3 / u^4 + 15 / u^6 stands for the bracket, which loses all its digits.
+    u = u.clamp(-_LARGEST, _LARGEST)
+    value, slope = _log_improvement_and_slope(u.detach())
+    if not u.requires_grad:
+        return value
+    # The first order in u: autograd through the branches costs several times as much, and has 0 times infinity far out.
+    return value + slope * (u - u.detach())
+
+
+def _log_improvement_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
     usual = u.clamp_min(-1.0)
-    phi = torch.exp(-0.5 * usual * usual - _LOG_SQRT_2PI)
-    centre = (phi + usual * torch.special.ndtr(usual)).log()
-    t = -u.clamp(-1e3, -1.0)
+    cdf = torch.special.ndtr(usual)
+    h = torch.exp(-0.5 * usual * usual - _LOG_SQRT_2PI) + usual * cdf
+    value, slope = h.log(), cdf / h
+    low = u < -1.0
+    if not bool(low.any()):
+        return value, slope
+    # With t = -u and the ratio of Mills m = sqrt(pi / 2) erfcx(t / sqrt 2): h = phi (1 - t m) and Phi = phi m. From 100
+    # on the bracket loses its digits; expansions of the bracket, 1 / t^2 - 3 / t^4 + 15 / t^6 - 105 / t^8, and of the
+    # quotient, t + 2 / t - 6 / t^3 + 42 / t^5, take over.
+    t = (-u).clamp(1.0, _FAR)
     mills = _SQRT_HALF_PI * torch.special.erfcx(t / math.sqrt(2.0))
     bracket = 1.0 - t * mills
-    v = (-u).clamp_min(1e2)
-    inverse = 1.0 / (v * v)
-    far = (inverse * (1.0 - 3.0 * inverse * (1.0 - 5.0 * inverse))).log()
-    near = bracket.clamp_min(1e-300).log()
-    tail = torch.where(u < -1e2, far, near) - 0.5 * u * u - _LOG_SQRT_2PI
-    return torch.where(u > -1.0, centre, tail)
+    gauss = -0.5 * u * u - _LOG_SQRT_2PI
+    value = torch.where(low, bracket.log() + gauss, value)
+    slope = torch.where(low, mills / bracket, slope)
+    far = u < -_FAR
+    if bool(far.any()):
+        v = -u.clamp_max(-1.0)
+        inverse = 1.0 / (v * v)
+        tail = torch.log1p(-3.0 * inverse * (1.0 - 5.0 * inverse * (1.0 - 7.0 * inverse))) - 2.0 * v.log()
+        value = torch.where(far, tail + gauss, value)
+        slope = torch.where(far, v + 2.0 * (1.0 - 3.0 * inverse * (1.0 - 7.0 * inverse)) / v, slope)
+    return value, slope
 
 
 def log_normal_cdf(u: Tensor) -> Tensor:

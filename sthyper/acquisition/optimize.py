@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 
+from sthyper.acquisition.ascent import ascend
 from sthyper.acquisition.space import MixedSpace
 
 __all__ = ["Candidate", "OptimizerOptions", "optimize_acquisition", "rank_candidates"]
 
 _APART = 0.02
-"""Starts of the gradient search are at least so far apart, in the largest coordinate."""
+"""Starts of the local search are at least so far apart, in the largest coordinate."""
+_ALIKE = 2
+"""So many starts may have the same values of the discrete hyperparameters."""
+_SHORT = 5
+"""Evaluations of the gradient search between two searches over the discrete hyperparameters."""
+_SWEEPS = 2
+"""Steps of the search over the discrete hyperparameters between two gradient searches."""
+_NUM_FRESH = 256
+_FRESH_PARENTS = 4
+"""After the first round the numbers of so many points are drawn anew, that many in all ..."""
+_FRESH_STARTS = 4
+"""... and so many of the results join the others."""
+_NUM_EXPLORED = 12
+"""So many neighbours of the best point are moved by gradients before they are compared with it."""
+_CHUNK = 4096
+"""Points that are evaluated at once."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +38,13 @@ class OptimizerOptions:
     """How an acquisition function is optimised.
 
     Args:
-        num_candidates: Number of points that fill the space evenly.
+        num_candidates: Number of points that fill the space evenly. A space with at most as many configurations as
+            there are candidates of both kinds is looked at completely.
         num_local_candidates: Number of points around the incumbents.
-        num_starts: Number of the best of them from which the local searches start.
-        max_iterations: L-BFGS iterations; 0 for none.
+        num_starts: Number of the best of them from which the gradient search starts.
+        num_discrete_starts: The same, if larger, for spaces with categorical hyperparameters, or others of few
+            values: from so many points the search over their values starts, and the ``num_starts`` best of what it finds are refined.
+        max_iterations: Evaluations of the gradient search, each for all starts at once; 0 for none.
         max_rounds: Rounds of the local search over discrete hyperparameters; 0 for none.
 
     Raises:
@@ -36,7 +54,8 @@ class OptimizerOptions:
     num_candidates: int = 256
     num_local_candidates: int = 256
     num_starts: int = 3
-    max_iterations: int = 15
+    num_discrete_starts: int = 8
+    max_iterations: int = 20
     max_rounds: int = 4
 
     def __post_init__(self) -> None:
@@ -44,6 +63,7 @@ class OptimizerOptions:
             ("num_candidates", 2),
             ("num_local_candidates", 0),
             ("num_starts", 1),
+            ("num_discrete_starts", 0),
             ("max_iterations", 0),
             ("max_rounds", 0),
         ):
@@ -77,9 +97,9 @@ def optimize_acquisition(
 ) -> list[Candidate]:
     """Return good configurations, the best one first.
 
-    Points that fill the space and points around the incumbents are scored; from the best ones, bounded L-BFGS moves
-    the numbers, the result becomes the nearest configuration, and a local search goes over the discrete
-    hyperparameters, with a last gradient search where it has moved.
+    Points that fill the space and points around the incumbents are scored. From the best ones a box-constrained L-BFGS
+    moves the numbers, in spaces with discrete hyperparameters by turns with a local search over their values; at last
+    the results become configurations, and their ordered values are searched once more.
 
     Args:
         acquisition: Acquisition function; high is good.
@@ -92,47 +112,53 @@ def optimize_acquisition(
             and the discrete search keeps to them.
     """
     options = OptimizerOptions() if options is None else options
-    X = space.sample(options.num_candidates, generator)
-    n_global = len(X)
-    if options.num_local_candidates and len(incumbents):
-        X = torch.cat([X, space.perturb(incumbents, options.num_local_candidates, generator)])
+    every = space.every_point(options.num_candidates + options.num_local_candidates)
+    if every is not None:
+        X, n_global = every, len(every)
+    else:
+        X = space.sample(options.num_candidates, generator)
+        n_global = len(X)
+        if options.num_local_candidates and len(incumbents):
+            X = torch.cat([X, space.perturb(incumbents, options.num_local_candidates, generator)])
     ranked = rank_candidates(acquisition, X, score)
-    starts: list[int] = []
-    for index in ranked.order.tolist():
-        x = X[index]
-        if allowed is not None and not allowed(x):
-            continue
-        if all(float((x - X[other]).abs().max()) >= _APART for other in starts):
-            starts.append(index)
-        if len(starts) == options.num_starts:
-            break
-    if not starts:
-        return []
-    found = [Candidate(X[i], float(ranked.values[i]), "global" if i < n_global else "local") for i in starts]
-    moved = _by_gradient(acquisition, space, X[starts], options.max_iterations)
-    refined = list(found)
-    if moved is not None:
-        refined += [Candidate(x, v, "gradient") for x, v in zip(*moved, strict=True)]
-    if space.has_discrete and options.max_rounds:
-        pool = refined[len(found) :] or found
-        best = max(pool, key=lambda c: c.value)
-        climbed = [c for c in (_by_swaps(acquisition, space, c, options.max_rounds, allowed) for c in pool) if c]
-        refined += climbed
-        again = [c for c in climbed if c.value > best.value]
-        if again and options.max_iterations:
-            top = max(again, key=lambda c: c.value)
-            last = _by_gradient(acquisition, space, top.x.unsqueeze(0), options.max_iterations)
-            if last is not None:
-                refined += [Candidate(x, v, "gradient") for x, v in zip(*last, strict=True)]
-    # All scored candidates follow, in case the refined ones must not be suggested.
-    refined.sort(key=lambda c: -c.value)
-    taken = set(starts)
-    rest = [
-        Candidate(X[i], float(ranked.values[i]), "global" if i < n_global else "local")
-        for i in ranked.order.tolist()
-        if i not in taken
+    starts = _starts(space, X, ranked.order.tolist(), options, allowed)
+    candidates = [
+        Candidate(X[i], float(ranked.values[i]), "global" if i < n_global else "local") for i in ranked.order.tolist()
     ]
-    return refined + rest
+    if not starts or every is not None or not (options.max_iterations or options.max_rounds):
+        return candidates
+    pool = _Pool.of(X[starts], ranked.values[starts])
+    search = _LocalSearch(acquisition, space, generator, allowed)
+    if space.has_listed and options.max_rounds:
+        for number in range(options.max_rounds):
+            if options.max_iterations:
+                pool = search.ascend(pool, _SHORT)
+            pool, moved = search.swap(pool, _SWEEPS, relaxed=True)
+            pool = _apart(pool)
+            if number == 0 and len(space.moving):
+                pool = _apart(search.redraw(pool, options))
+            elif not moved:
+                break
+        if options.max_iterations and len(space.moving):
+            pool = _apart(search.explore(pool))
+    pool = pool.best(options.num_starts)
+    if options.max_iterations:
+        pool = search.ascend(pool, options.max_iterations)
+    pool = search.snap(pool)
+    if space.has_discrete and options.max_rounds:
+        pool, _ = search.swap(pool, options.max_rounds, relaxed=False)
+    refined = [
+        Candidate(x, v, "discrete" if swapped else "gradient")
+        for x, v, swapped in zip(pool.X, pool.values.tolist(), pool.swapped.tolist(), strict=True)
+    ]
+    # All scored candidates follow, in case the refined ones must not be suggested; the starts may be better than what
+    # came of them, as numbers were rounded to configurations.
+    taken = set(starts)
+    first: list[Candidate] = []
+    rest: list[Candidate] = []
+    for i, candidate in zip(ranked.order.tolist(), candidates, strict=True):
+        (first if i in taken else rest).append(candidate)
+    return sorted([*first, *refined], key=lambda c: -c.value) + rest
 
 
 @dataclass(frozen=True)
@@ -152,69 +178,148 @@ def rank_candidates(
     acquisition: AcquisitionFunction, X: Tensor, score: Callable[[Tensor], Tensor] | None = None
 ) -> Ranking:
     """Return acquisition values and the order of points, shape (n, d), by a score or by the values themselves."""
+    values = _values(acquisition, X)
     with torch.no_grad():
-        values = acquisition(X.unsqueeze(-2))
         scores = values if score is None else score(X)
     scores = torch.nan_to_num(scores, nan=-torch.inf)
     return Ranking(values, torch.argsort(scores, descending=True, stable=True))
 
 
-def _by_gradient(
-    acquisition: AcquisitionFunction, space: MixedSpace, starts: Tensor, max_iterations: int
-) -> tuple[Tensor, list[float]] | None:
-    """Move the numbers of all starts together; return the nearest configurations and their values."""
-    columns = space.moving
-    if not max_iterations or not len(columns):
-        return None
-    from scipy.optimize import minimize
-
-    from sthyper.surrogates.fit import single_threaded_blas
-
-    shape = (len(starts), len(columns))
-    bounds = list(zip(*(space.bounds[i, columns].repeat(len(starts)).tolist() for i in (0, 1)), strict=True))
-
-    def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        moving = torch.from_numpy(flat.reshape(shape)).requires_grad_(True)
-        X = starts.index_copy(1, columns, moving)
-        loss = -acquisition(X.unsqueeze(-2)).sum()
-        if not loss.requires_grad:  # a model without gradients
-            return float(loss), np.zeros(flat.shape)
-        (gradient,) = torch.autograd.grad(loss, moving, allow_unused=True)
-        value = float(loss.detach())
-        if gradient is None or not np.isfinite(value):
-            return (value if np.isfinite(value) else 1e300), np.zeros(flat.shape)
-        return value, torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0).reshape(-1).numpy()
-
-    with single_threaded_blas():
-        result = minimize(
-            value_and_gradient,
-            starts[:, columns].reshape(-1).numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": max_iterations},
-        )
-    X = space.snap(starts.index_copy(1, columns, torch.from_numpy(result.x.reshape(shape).copy())))
+def _values(acquisition: AcquisitionFunction, X: Tensor) -> Tensor:
+    """Return acquisition values, shape (n,), of points of shape (n, d); those that are NaN become -inf."""
     with torch.no_grad():
-        return X, acquisition(X.unsqueeze(-2)).tolist()
+        values = torch.cat([acquisition(part.unsqueeze(-2)) for part in X.split(_CHUNK)])
+    return torch.nan_to_num(values, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _by_swaps(
-    acquisition: AcquisitionFunction,
+def _starts(
     space: MixedSpace,
-    start: Candidate,
-    max_rounds: int,
+    X: Tensor,
+    order: list[int],
+    options: OptimizerOptions,
     allowed: Callable[[Tensor], bool] | None,
-) -> Candidate | None:
-    """Go to the best neighbour that differs in a discrete hyperparameter, while there is a better one."""
-    x, value, moved = start.x, start.value, False
-    for _ in range(max_rounds):
-        around = space.neighbours(x)
+) -> list[int]:
+    """Return the positions of the best points that may be suggested and are not too alike."""
+    discrete = space.has_listed and options.max_rounds > 0
+    wanted = max(options.num_starts, options.num_discrete_starts) if discrete else options.num_starts
+    fixed = torch.ones(space.dim, dtype=torch.bool)
+    fixed[space.moving] = False
+    alike: dict[bytes, int] = {}
+    starts: list[int] = []
+    for index in order:
+        x = X[index]
+        key = x[fixed].numpy().tobytes() if discrete else b""
+        if discrete and alike.get(key, 0) >= _ALIKE:
+            continue
+        if starts and bool(((X[starts] - x).abs().amax(-1) < _APART).any()):
+            continue
+        if allowed is not None and not allowed(x):
+            continue
+        starts.append(index)
+        alike[key] = alike.get(key, 0) + 1
+        if len(starts) == wanted:
+            break
+    return starts
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Points of the local search, shape (k, d), with their values and whether discrete values were changed."""
+
+    X: Tensor
+    values: Tensor
+    swapped: Tensor
+
+    @classmethod
+    def of(cls, X: Tensor, values: Tensor) -> _Pool:
+        return cls(X, values, torch.zeros(len(X), dtype=torch.bool))
+
+    def take(self, rows: Tensor | list[int]) -> _Pool:
+        return _Pool(self.X[rows], self.values[rows], self.swapped[rows])
+
+    def join(self, other: _Pool) -> _Pool:
+        return _Pool(
+            torch.cat([self.X, other.X]),
+            torch.cat([self.values, other.values]),
+            torch.cat([self.swapped, other.swapped]),
+        )
+
+    def best(self, k: int) -> _Pool:
+        return self.take(torch.argsort(self.values, descending=True, stable=True)[:k])
+
+
+def _apart(pool: _Pool) -> _Pool:
+    """Leave out points that are close to better ones."""
+    kept: list[int] = []
+    for i in torch.argsort(pool.values, descending=True, stable=True).tolist():
+        if not kept or bool(((pool.X[kept] - pool.X[i]).abs().amax(-1) >= _APART).all()):
+            kept.append(i)
+    return pool.take(kept)
+
+
+class _LocalSearch:
+    """Improves all points of a pool at once."""
+
+    def __init__(
+        self,
+        acquisition: AcquisitionFunction,
+        space: MixedSpace,
+        generator: torch.Generator,
+        allowed: Callable[[Tensor], bool] | None,
+    ) -> None:
+        self.acquisition, self.space, self.generator, self.allowed = acquisition, space, generator, allowed
+
+    def ascend(self, pool: _Pool, max_evaluations: int) -> _Pool:
+        """Move the numbers along gradients."""
+        if not len(self.space.moving):
+            return pool
+        lower, upper = self.space.box(pool.X)
+        X, values = ascend(lambda x: self.acquisition(x.unsqueeze(-2)), pool.X, lower, upper, max_evaluations)
+        return _Pool(X, values, pool.swapped)
+
+    def redraw(self, pool: _Pool, options: OptimizerOptions) -> _Pool:
+        """Add points with the discrete values of the best ones and other numbers."""
+        parents = pool.best(_FRESH_PARENTS)
+        X = self.space.redraw(parents.X, _NUM_FRESH // len(parents.X), self.generator)
+        swapped = parents.swapped.repeat_interleave(_NUM_FRESH // len(parents.X))
+        values = _values(self.acquisition, X)
+        order = torch.argsort(values, descending=True, stable=True).tolist()
+        chosen = _starts(self.space, X, order, replace(options, num_starts=_FRESH_STARTS, num_discrete_starts=0), None)
+        return pool.join(_Pool(X, values, swapped).take(chosen))
+
+    def explore(self, pool: _Pool) -> _Pool:
+        """Add neighbours of the best point, moved along their own gradients."""
+        around, _ = self.space.neighbours(pool.best(1).X, self.generator, relaxed=True)
         if not len(around):
-            break
-        ranked = rank_candidates(acquisition, around)
-        index = next((i for i in ranked.order.tolist() if allowed is None or allowed(around[i])), None)
-        if index is None or not float(ranked.values[index]) > value:
-            break
-        x, value, moved = around[index], float(ranked.values[index]), True
-    return Candidate(x, value, "discrete") if moved else None
+            return pool
+        near = _Pool(around, _values(self.acquisition, around), torch.ones(len(around), dtype=torch.bool))
+        return pool.join(self.ascend(near.best(_NUM_EXPLORED), _SHORT + 1))
+
+    def snap(self, pool: _Pool) -> _Pool:
+        """Go to the nearest configurations."""
+        X = self.space.snap(pool.X)
+        return _Pool(X, _values(self.acquisition, X), pool.swapped)
+
+    def swap(self, pool: _Pool, sweeps: int, relaxed: bool) -> tuple[_Pool, bool]:
+        """Go to the best neighbours, while there are better ones; return whether any point has moved."""
+        X, values, swapped = pool.X.clone(), pool.values.clone(), pool.swapped.clone()
+        rows = torch.arange(len(X))
+        moved = False
+        for _ in range(sweeps):
+            points, owner = self.space.neighbours(X[rows], self.generator, relaxed)
+            if not len(points):
+                break
+            found = _values(self.acquisition, points)
+            left = []
+            for i, row in enumerate(rows.tolist()):
+                own = (owner == i).nonzero().squeeze(-1)
+                own = own[found[own] > values[row]]
+                for j in own[torch.argsort(found[own], descending=True, stable=True)].tolist():
+                    if self.allowed is None or self.allowed(points[j]):
+                        X[row], values[row], swapped[row] = points[j], found[j], True
+                        left.append(row)
+                        break
+            if not left:
+                break
+            moved, rows = True, torch.tensor(left)
+        return _Pool(X, values, swapped), moved

@@ -352,25 +352,47 @@ class AskTellScheduler:
 
     # ---- results -------------------------------------------------------------------------------------
 
-    def best_trial(self, metric: str | None = None) -> TrialResult:
+    def best_trial(self, metric: str | None = None, by: str = "observed") -> TrialResult:
         """Return the trial with the best value that any of its reports has, the earlier one of equals.
 
         Args:
             metric: Name of a metric of the scheduler; the first one if ``None``.
+            by: ``"observed"``: as above; ``"model"``: the trial at whose configuration a model of all results has the
+                best mean, for noisy metrics. It is the model of the searcher if that has one.
 
         Raises:
-            ValueError: If the metric is unknown, or no finite value was told yet.
+            ValueError: If the metric or ``by`` is unknown, or no finite value was told yet.
         """
         names = self.base_scheduler.metric_names()
         name = names[0] if metric is None else metric
         if name not in names:
             raise ValueError(f"metric must be one of {names}, got {metric!r}{closest(metric, names)}")
-        mode = self.base_scheduler.metric_mode()
-        minimise = (mode if isinstance(mode, str) else mode[names.index(name)]) == "min"
-        best = best_history(self._records.values(), name, minimise)
+        modes = self.base_scheduler.metric_mode()
+        mode = modes if isinstance(modes, str) else modes[names.index(name)]
+        if by == "observed":
+            best = best_history(self._records.values(), name, mode == "min")
+        else:
+            best = self._best_by_model(name, mode, by)
         if best is None:
             raise ValueError(f"no trial has a finite {name!r} yet")
         return best.result()
+
+    def _best_by_model(self, name: str, mode: str, by: str) -> TrialHistory | None:
+        from sthyper.searchers.bayesopt.best import best_by_model, check_by
+
+        check_by(by)
+        scheduler = self.base_scheduler
+        searcher: Any = getattr(scheduler, "searcher", None)
+        found: int | None = None
+        if hasattr(searcher, "best_trial") and scheduler.metric_names() == [name]:
+            found = searcher.best_trial(by=by, past=False)
+        if found is None:
+            trials = [
+                (trial_id, record.trial.config, record.reports, record.status is Status.completed)
+                for trial_id, record in self._records.items()
+            ]
+            found = best_by_model(scheduler.config_space, name, mode, scheduler.resource_attr, trials)
+        return None if found is None else self._records[found]
 
     @property
     def trials(self) -> dict[int, TrialResult]:

@@ -410,8 +410,10 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         """Return the reported objective.
 
         Raises:
-            ReportError: If it is missing or no number.
+            ReportError: If it, or another metric that the searcher needs, is missing or no number.
         """
+        for name in self.searcher.required_metrics:
+            report_value(result, name, self.resource_attr)
         return report_value(result, self.metric, self.resource_attr)
 
     # ---- state ---------------------------------------------------------------------------------------

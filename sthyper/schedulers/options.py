@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 from sthyper.errors import closest
 from sthyper.searchers.base import BaseSearcher
+from sthyper.searchers.bayesopt.botorch import BoTorchOptions
+from sthyper.searchers.bayesopt.constrained import ConstrainedBayesOptOptions
+from sthyper.searchers.bayesopt.cost import CostAwareOptions
 from sthyper.searchers.bayesopt.options import BayesOptOptions
+from sthyper.searchers.feasible import FeasibilitySearcher
 from sthyper.searchers.grid import GridSearcher
 from sthyper.searchers.random import RandomSearcher
 
@@ -40,15 +44,20 @@ class RandomSearcherOptions:
         allow_duplicates: Whether a configuration may be suggested twice.
         restrict_configurations: Suggest from this list only.
         debug_log: Whether to log suggestions and results.
+        outcome_constraints: Conditions on reported metrics, such as ``["memory <= 8e9"]``; see
+            :class:`~sthyper.searchers.feasible.FeasibilitySearcher`.
+        learn_feasibility: Whether configurations that resemble failed ones are avoided.
     """
 
     allow_duplicates: bool = False
     restrict_configurations: list[dict[str, Any]] | None = None
     debug_log: bool = False
+    outcome_constraints: list[str] | None = None
+    learn_feasibility: bool = False
 
-    def build(self, arguments: SearcherArguments) -> RandomSearcher:
+    def build(self, arguments: SearcherArguments) -> BaseSearcher:
         """Make the searcher."""
-        return RandomSearcher(
+        searcher = RandomSearcher(
             arguments.config_space,
             metric=arguments.metric,
             mode=arguments.mode,
@@ -57,6 +66,7 @@ class RandomSearcherOptions:
             restrict_configurations=self.restrict_configurations,
             debug_log=self.debug_log,
         )
+        return _with_feasibility(searcher, self.outcome_constraints, self.learn_feasibility)
 
 
 @dataclass(frozen=True)
@@ -68,16 +78,21 @@ class GridSearcherOptions:
         shuffle_config: Whether the grid is gone through in random order.
         allow_duplicates: Whether to begin again when the grid is used up.
         restrict_configurations: Not supported, must be ``None``.
+        outcome_constraints: Conditions on reported metrics, such as ``["memory <= 8e9"]``: what is not likely to keep
+            them comes last; see :class:`~sthyper.searchers.feasible.FeasibilitySearcher`.
+        learn_feasibility: Whether configurations that resemble failed ones come last.
     """
 
     num_samples: Mapping[str, int] | None = None
     shuffle_config: bool = True
     allow_duplicates: bool = False
     restrict_configurations: list[dict[str, Any]] | None = None
+    outcome_constraints: list[str] | None = None
+    learn_feasibility: bool = False
 
-    def build(self, arguments: SearcherArguments) -> GridSearcher:
+    def build(self, arguments: SearcherArguments) -> BaseSearcher:
         """Make the searcher."""
-        return GridSearcher(
+        searcher = GridSearcher(
             arguments.config_space,
             metric=arguments.metric,
             mode=arguments.mode,
@@ -87,6 +102,15 @@ class GridSearcherOptions:
             allow_duplicates=self.allow_duplicates,
             restrict_configurations=self.restrict_configurations,
         )
+        return _with_feasibility(searcher, self.outcome_constraints, self.learn_feasibility)
+
+
+def _with_feasibility(
+    searcher: BaseSearcher, outcome_constraints: list[str] | None, learn_feasibility: bool
+) -> BaseSearcher:
+    if outcome_constraints in (None, []) and learn_feasibility is False:
+        return searcher
+    return FeasibilitySearcher(searcher, outcome_constraints, learn_feasibility)
 
 
 class _SearcherOptions(Protocol):
@@ -100,6 +124,9 @@ _OPTIONS: dict[str, Callable[..., _SearcherOptions]] = {
     "random": RandomSearcherOptions,
     "grid": GridSearcherOptions,
     "bayesopt": BayesOptOptions,
+    "botorch": BoTorchOptions,
+    "bayesopt_constrained": ConstrainedBayesOptOptions,
+    "bayesopt_cost": CostAwareOptions,
 }
 
 

@@ -65,9 +65,11 @@ class BaseSearcher(Described, ABC):
         bracket_distribution: How often new trials get which bracket of a scheduler that has several; a searcher may
             set it in :meth:`configure`. ``None`` leaves it to the scheduler, and one that the scheduler was given
             comes first.
+        required_metrics: Metrics that every report must have beside :attr:`metric`; the scheduler sees to it.
     """
 
     slow: bool = False
+    required_metrics: tuple[str, ...] = ()
     bracket_distribution: BracketDistribution | None = None
 
     def __init__(

@@ -58,7 +58,8 @@ def minimize_bounded(
 ) -> FitResult | None:
     """Minimise a function from several starts within a box, by L-BFGS-B.
 
-    A start from which the function cannot be evaluated is passed over with a log line.
+    A run in which the function cannot be evaluated ends with the best point until then. A start at which it cannot be
+    evaluated is passed over with a log line.
 
     Args:
         objective: Maps a vector of shape (p,) to a 0-d tensor, by operations that autograd knows.
@@ -76,9 +77,10 @@ def minimize_bounded(
 
     bounds = list(zip(lower.tolist(), upper.tolist(), strict=True))
     count = 0
+    lowest: tuple[float, np.ndarray] | None = None  # of this run
 
     def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal count
+        nonlocal count, lowest
         count += 1
         theta = torch.from_numpy(x.copy()).requires_grad_(True)
         value = objective(theta)
@@ -86,12 +88,14 @@ def minimize_bounded(
         result = float(value.detach())
         if not np.isfinite(result):
             raise ValueError("the objective is not finite")
+        if lowest is None or result < lowest[0]:
+            lowest = (result, x.copy())
         return result, gradient.numpy()
 
     best: tuple[float, np.ndarray] | None = None
     with single_threaded_blas():
         for number, (start, iterations) in enumerate(zip(starts, max_iterations, strict=True)):
-            first = count
+            first, lowest = count, None
             try:
                 result = minimize(
                     value_and_gradient,
@@ -102,7 +106,10 @@ def minimize_bounded(
                     options={"maxiter": iterations, "gtol": tolerance},
                 )
             except ValueError as error:
-                logger.warning("a start of the fit was given up: %s", error)
+                if lowest is None:
+                    logger.warning("a start of the fit was given up: %s", error)
+                elif best is None or lowest[0] < best[0]:
+                    best = lowest
                 continue
             if verbose:
                 logger.info(

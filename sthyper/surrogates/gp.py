@@ -41,7 +41,7 @@ class GPOptions:
             :class:`~sthyper.surrogates.kernels.KernelForm`.
         transfer_kernel: ``"matern52_product"`` or ``"matern52_same"``, for inputs with a task.
         input_warping: Whether numeric inputs are warped.
-        target_transform: ``"standardize"``, ``"halflog"``, ``"boxcox"`` or ``"identity"``.
+        target_transform: ``"taillog"``, ``"halflog"``, ``"standardize"``, ``"boxcox"`` or ``"identity"``.
         num_starts: Number of starts of a full fit.
         max_iterations: L-BFGS iterations of each start of a full fit.
         warm_start: Whether a fit starts from the last optimum; a full one is made as well whenever the data have grown
@@ -61,7 +61,7 @@ class GPOptions:
     categorical_kernel: str = "one-hot"
     transfer_kernel: str = "matern52_product"
     input_warping: bool = True
-    target_transform: str = "halflog"
+    target_transform: str = "taillog"
     num_starts: int = 2
     max_iterations: int = 100
     warm_start: bool = True
@@ -120,7 +120,8 @@ class GaussianProcess(Surrogate):
     # ---- fit -----------------------------------------------------------------------------------------
 
     def fit(self, X: Tensor, Y: Tensor, refit: bool = True) -> GPModel:
-        """Return the process of the data; see :meth:`Surrogate.fit`."""
+        """Return the process of the data, in double precision; see :meth:`Surrogate.fit`."""
+        X, Y = X.double(), Y.double()
         if isinstance(self.transform, BoxCox):
             if refit or self._theta is None:
                 self.transform.fit(Y)  # raises at once if a target is not positive

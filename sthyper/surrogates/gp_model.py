@@ -20,6 +20,8 @@ from sthyper.surrogates.likelihood import safe_cholesky
 __all__ = ["GPModel"]
 
 _LEAST_VARIANCE = 1e-12
+_LEAST_OF_POSTERIOR = 1.001e-10
+"""GPyTorch raises variances below 1e-10 with a warning."""
 
 
 class GPModel(ExactGP, GPyTorchModel):
@@ -57,7 +59,7 @@ class GPModel(ExactGP, GPyTorchModel):
         likelihood = GaussianLikelihood(batch_shape=batch)
         # The default constraint ends at 1e-4; ours are in the fit.
         likelihood.noise_covar.register_constraint("raw_noise", _at_least_zero())
-        super().__init__(X.expand(*batch, *X.shape) if batch else X, Z if Z.dim() > 1 or not batch else Z, likelihood)
+        super().__init__(X.expand(*batch, *X.shape) if batch else X, Z, likelihood)
         self.mean_module = ConstantMean(batch_shape=batch)
         self.covar_module = RadialKernel(form, values, inverse_lengthscales)
         self.to(X)
@@ -99,6 +101,55 @@ class GPModel(ExactGP, GPyTorchModel):
         """Variance of the noise, shape (1,) or (b, 1)."""
         return self._values["noise"]
 
+    @property
+    def inputs(self) -> Tensor:
+        """Inputs, shape (n, d), those of fantasies at the end."""
+        return self._X
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Parameters by name, shapes (size,) or (b, size)."""
+        return dict(self._values)
+
+    @property
+    def form(self) -> KernelForm:
+        """The kernel without its parameters."""
+        return self._form
+
+    # ---- parts ---------------------------------------------------------------------------------------
+
+    def member(self, index: int) -> GPModel:
+        """Return the process of one entry of the leading batch; the process itself if there is none."""
+        if not self.batch_shape:
+            return self
+        batched = self._values["noise"].dim() > 1
+        values = {name: value[index] for name, value in self._values.items()} if batched else self._values
+        Z = self._Z[index] if self._Z.dim() > 1 else self._Z
+        return GPModel(self._X, Z, self._form, values, self._inverse)
+
+    def with_data(self, X: Tensor, Z: Tensor, noise: Tensor | None = None) -> GPModel:
+        """Return the process with the same parameters given other data.
+
+        Args:
+            X: Inputs, shape (m, d).
+            Z: Targets, shape (m,) or (b, m).
+            noise: Variance of their noise, of the shape of :attr:`noise`, which it is by default.
+        """
+        values = self._values if noise is None else self._values | {"noise": noise}
+        return GPModel(X, Z, self._form, values, self._inverse)
+
+    def scaled(self, X: Tensor) -> list[Tensor]:
+        """Return warped and scaled points, one tensor ``batch x m x d_i`` for each factor of the kernel."""
+        return self._form.scaled(X, self._kernel_values, self._inverse)
+
+    def covariance_with_data(self, X: Tensor) -> Tensor:
+        """Return prior covariances of points, shape (m, d), with the data, shape (m, n) or (b, m, n)."""
+        return self._mean(X)[1]
+
+    def solve(self, R: Tensor) -> Tensor:
+        """Return K^-1 r with the covariance matrix of the data, noise included, for vectors of shape (n,)."""
+        return _solve(self._L, R)
+
     # ---- GPyTorch ------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> MultivariateNormal:
@@ -133,18 +184,23 @@ class GPModel(ExactGP, GPyTorchModel):
         Args:
             X: Points, shape ``batch x q x d``; in the units of the model's inputs.
             output_indices: Not used: there is one output.
-            observation_noise: Whether to add the variance of the noise, or a variance to add.
+            observation_noise: Whether to add the variance of the noise, or variances to add: 0-d, or a shape that
+                broadcasts with ``batch x q x 1``.
             posterior_transform: Applied to the posterior.
         """
         batch, q, d = X.shape[:-2], X.shape[-2], X.shape[-1]
         extra: Tensor | float = 0.0
         if observation_noise is not False:
-            noise = self._values["noise"] if observation_noise is True else torch.as_tensor(observation_noise).to(X)
-            extra = noise.reshape(noise.shape[: noise.dim() - 1] + (1,) * (len(batch) + 1)) if noise.dim() else noise
+            if observation_noise is True:
+                noise = self._values["noise"]
+                extra = noise.reshape(noise.shape[:-1] + (1,) * (len(batch) + 1))
+            else:
+                noise = torch.as_tensor(observation_noise).to(X)
+                extra = noise.squeeze(-1) if noise.dim() else noise
         if q == 1:
             mean, variance = self.predict(X.reshape(-1, d))
             mean = mean.reshape(*mean.shape[:-1], *batch, 1)
-            covariance = (variance.reshape(mean.shape) + extra).unsqueeze(-1)
+            covariance = (variance.clamp_min(_LEAST_OF_POSTERIOR).reshape(mean.shape) + extra).unsqueeze(-1)
         else:
             mean, covariance = self._joint(X)
             covariance = covariance + torch.diag_embed(torch.zeros_like(mean) + extra)
@@ -153,7 +209,7 @@ class GPModel(ExactGP, GPyTorchModel):
 
     def _mean(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Return the posterior mean, shape ``b x m``, and prior covariances with the data, ``b x m x n``."""
-        Z = self._form.scaled(X, self._kernel_values, self._inverse)
+        Z = self._form.scaled(X.to(self._X.dtype), self._kernel_values, self._inverse)
         k = self._values["outputscale"].unsqueeze(-1) * self._form.correlation(Z, self._scaled)
         mean = self._values["mean"] + (k @ self._alpha.unsqueeze(-1)).squeeze(-1)
         return mean, k
@@ -168,13 +224,13 @@ class GPModel(ExactGP, GPyTorchModel):
         values = {
             name: value.reshape(*value.shape[:-1], *[1] * len(batch), -1) for name, value in self._kernel_values.items()
         }
-        Z = self._form.scaled(X, values, self._inverse)
+        Z = self._form.scaled(X.to(self._X.dtype), values, self._inverse)
         prior = s.reshape(*s.shape[:-1], *[1] * (len(batch) + 2)) * self._form.correlation(Z, Z)
         mean = mean.reshape(*mean.shape[:-1], *batch, q)
         covariance = prior - V @ V.mT
         covariance = 0.5 * (covariance + covariance.mT)
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-        covariance = covariance + torch.diag_embed(diagonal.clamp_min(_LEAST_VARIANCE) - diagonal)
+        covariance = covariance + torch.diag_embed(diagonal.clamp_min(_LEAST_OF_POSTERIOR) - diagonal)
         return mean, covariance.expand(*mean.shape, q)
 
     # ---- pending trials ------------------------------------------------------------------------------

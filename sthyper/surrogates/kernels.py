@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from gpytorch.kernels import Kernel
@@ -32,15 +32,19 @@ TRANSFER_KERNELS = ("matern52_product", "matern52_same")
 
 
 def _matern52(r2: Tensor) -> Tensor:
+    if not (torch.is_grad_enabled() and r2.requires_grad):  # the same without copies
+        r = r2.sqrt().mul_(_SQRT5)
+        e = torch.neg(r).exp_()
+        return r.mul(1.0 / 3.0).add_(1.0).mul_(r).add_(1.0).mul_(e)
     r = _SQRT5 * r2.clamp_min(_TINY).sqrt()
     return (1.0 + r + r * r / 3.0) * torch.exp(-r)
 
 
 def _matern52_slope(r2: Tensor) -> tuple[Tensor, Tensor]:
     r = r2.sqrt().mul_(_SQRT5)
-    e = torch.exp(-r)
+    e = torch.neg(r).exp_()
     one = r + 1.0
-    value = (one + r.square_().div_(3.0)).mul_(e)
+    value = r.square_().div_(3.0).add_(one).mul_(e)
     return value, one.mul_(e).mul_(-5.0 / 6.0)
 
 
@@ -85,6 +89,8 @@ _RADIALS = {
 def squared_distances(Z1: Tensor, Z2: Tensor) -> Tensor:
     """Return |z - z'|^2 >= 0, shape ``batch x n x m``, of points of shapes ``batch x n x d`` and ``batch x m x d``."""
     sq1, sq2 = Z1.square().sum(-1, keepdim=True), Z2.square().sum(-1, keepdim=True)
+    if not (torch.is_grad_enabled() and (Z1.requires_grad or Z2.requires_grad)):
+        return (Z1 @ Z2.mT).mul_(-2.0).add_(sq1).add_(sq2.mT).clamp_min_(0.0)
     return (sq1 + sq2.mT - 2.0 * (Z1 @ Z2.mT)).clamp_min(0.0)
 
 
@@ -105,6 +111,35 @@ class Factor:
     scales: tuple[int, ...]
     weights: tuple[float, ...]
     root: bool = False
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The columns of a factor, the warped ones first: their order makes no difference to a distance."""
+
+    warped: Tensor
+    plain: Tensor
+    positions: Tensor  # of the warped ones among all warped columns
+    scales: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, factor: Factor, warped: list[int]) -> _Part:
+        order = sorted(range(len(factor.columns)), key=lambda i: factor.columns[i] not in warped)
+        columns = [factor.columns[i] for i in order]
+        first = [c for c in columns if c in warped]
+        return cls(
+            torch.tensor(first, dtype=torch.long),
+            torch.tensor([c for c in columns if c not in warped], dtype=torch.long),
+            torch.tensor([warped.index(c) for c in first], dtype=torch.long),
+            torch.tensor([factor.scales[i] for i in order], dtype=torch.long),
+            torch.tensor([factor.weights[i] for i in order], dtype=torch.float64),
+        )
+
+    def to(self, device: torch.device) -> _Part:
+        if self.weights.device == device:
+            return self
+        return _Part(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 class KernelForm:
@@ -154,13 +189,7 @@ class KernelForm:
         self._add("exponential", exchangeable)
         if structure.task is not None and transfer == "matern52_product":
             self._add("matern52", [structure.task])
-        self._where = [
-            (torch.tensor(f.columns, dtype=torch.long), torch.tensor(f.scales, dtype=torch.long)) for f in self.factors
-        ]
-        self._weights = [torch.tensor(f.weights, dtype=torch.float64) for f in self.factors]
-        self._warped = torch.tensor(self.warped, dtype=torch.long)
-        # Position among the warped columns, or -1.
-        self._warp_of = [[self.warped.index(c) if c in self.warped else -1 for c in f.columns] for f in self.factors]
+        self._parts = [_Part.of(factor, self.warped) for factor in self.factors]
 
     def _add(self, radial: str, groups: list[int], shared: bool = False, per_column: bool = False) -> None:
         if not groups:
@@ -205,21 +234,18 @@ class KernelForm:
         """
         lengthscale = values["lengthscale"]
         scale = lengthscale if inverse else 1.0 / lengthscale
-        warped = self.warped
-        if warped:
-            where = self._warped.to(X.device)
-            w = kumaraswamy(X[..., where], values["warping_a"].unsqueeze(-2), values["warping_b"].unsqueeze(-2))
-            if len(warped) == X.shape[-1]:
-                X = w
-            else:
-                shape = torch.broadcast_shapes(w.shape[:-2], X.shape[:-2])
-                X = X.expand(*shape, *X.shape[-2:]).clone().index_copy(-1, where, w)
         parts = []
-        for factor, (columns, scales), weights in zip(self.factors, self._where, self._weights, strict=True):
-            s = scale[..., scales.to(X.device)]
-            s = (s.sqrt() if factor.root else s) * weights.to(X)
-            part = X if factor.columns == tuple(range(X.shape[-1])) else X[..., columns.to(X.device)]
-            parts.append(part * s.unsqueeze(-2))
+        for factor, part in zip(self.factors, self._parts, strict=True):
+            part = part.to(X.device)
+            s = scale[..., part.scales]
+            s = ((s.sqrt() if factor.root else s) * part.weights).unsqueeze(-2)
+            split = len(part.warped)
+            if not split:
+                parts.append(X[..., part.plain] * s)
+                continue
+            a, b = values["warping_a"][..., part.positions], values["warping_b"][..., part.positions]
+            w = kumaraswamy(X[..., part.warped], a.unsqueeze(-2), b.unsqueeze(-2)) * s[..., :split]
+            parts.append(torch.cat([w, X[..., part.plain] * s[..., split:]], -1) if len(part.plain) else w)
         return parts
 
     def correlation(self, Z1: list[Tensor], Z2: list[Tensor]) -> Tensor:

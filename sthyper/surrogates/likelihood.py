@@ -12,8 +12,7 @@ from sthyper.surrogates.kernels import KernelForm
 
 __all__ = ["NegativeLogLikelihood", "safe_cholesky"]
 
-_JITTER = 1e-9
-_LARGEST = 1e3
+_JITTERS = tuple(10.0**power for power in range(-9, 4))
 
 
 def safe_cholesky(K: Tensor) -> Tensor:
@@ -28,16 +27,14 @@ def safe_cholesky(K: Tensor) -> Tensor:
         ValueError: If there is none even so; ``K`` then has NaN or infinite entries.
     """
     L, info = torch.linalg.cholesky_ex(K)
-    if not bool(info.any()):
+    if not bool(info.any()) and bool(L.diagonal(dim1=-2, dim2=-1).isfinite().all()):
         return L
     unit = max(1.0, float(K.diagonal(dim1=-2, dim2=-1).mean()))
-    jitter = _JITTER * unit
     eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-    while jitter <= _LARGEST * unit:
-        L, info = torch.linalg.cholesky_ex(K + jitter * eye)
-        if not bool(info.any()):
+    for jitter in _JITTERS:
+        L, info = torch.linalg.cholesky_ex(K + jitter * unit * eye)
+        if not bool(info.any()) and bool(L.diagonal(dim1=-2, dim2=-1).isfinite().all()):
             return L
-        jitter *= 10.0
     raise ValueError("the covariance matrix has no Cholesky factor; it has NaN or infinite entries")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sthyper.errors import closest
 
-__all__ = ["BoxCox", "HalfLog", "Identity", "Standardize", "TargetTransform", "target_transform"]
+__all__ = ["BoxCox", "HalfLog", "Identity", "Standardize", "TailLog", "TargetTransform", "target_transform"]
 
 _STD_FLOOR = 1e-9
 _POSITIVE_FLOOR = 1e-10
@@ -87,13 +87,17 @@ class Standardize(TargetTransform):
         return Z * self.std + self.mean
 
 
-class HalfLog(TargetTransform):
-    """Keeps the distances among the better half of the targets and takes logarithms of the worse half.
+class TailLog(TargetTransform):
+    """Keeps the distances among good and middling targets and takes logarithms of the bad tail.
 
-    With the median q and the least target m, u = (y - q) / (q - m) stays as it is below 0 and becomes log(1 + u) above;
-    then the result is standardised. Diverged or hopeless configurations then do not set the scale of the model.
+    With the median q and the least target m, u = (y - q) / (q - m) stays as it is up to a knee k and becomes
+    k + log(1 + u - k) beyond it; then the result is standardised. Diverged or hopeless configurations then do not set
+    the scale of the model. With k = 1 as much is kept above the median as the good half spans below it.
+
     """
 
+    knee = 1.0
+    """k, in spreads of the good half above the median."""
     fitted = ("median", "spread", "mean", "std")
 
     def __init__(self) -> None:
@@ -130,7 +134,7 @@ class HalfLog(TargetTransform):
 
     def _compress(self, Y: Tensor) -> Tensor:
         u = (Y - self.median) / self.spread
-        return torch.where(u > 0, torch.log1p(u.clamp_min(0.0)), u)
+        return torch.where(u > self.knee, self.knee + torch.log1p((u - self.knee).clamp_min(0.0)), u)
 
     def forward(self, Y: Tensor) -> Tensor:
         return self._standardize.forward(self._compress(Y))
@@ -138,7 +142,14 @@ class HalfLog(TargetTransform):
     def inverse(self, Z: Tensor) -> Tensor:
         v = self._standardize.inverse(Z)
         # Predictions far above all data would overflow.
-        return torch.where(v > 0, torch.expm1(v.clamp(0.0, 300.0)), v) * self.spread + self.median
+        tail = torch.expm1((v - self.knee).clamp(0.0, 300.0)) + self.knee
+        return torch.where(v > self.knee, tail, v) * self.spread + self.median
+
+
+class HalfLog(TailLog):
+    """:class:`TailLog` whose knee is at the median: logarithms of the whole worse half."""
+
+    knee = 0.0
 
 
 class BoxCox(TargetTransform):
@@ -181,13 +192,14 @@ class BoxCox(TargetTransform):
 def box_cox(Y: Tensor, power: Tensor) -> Tensor:
     """Return (y^p - 1) / p, shape of ``Y``, differentiable in the 0-d power; ``Y`` is floored at 1e-10."""
     u = torch.log(Y.clamp_min(_POSITIVE_FLOOR))
-    if float(power.abs()) < _NEAR_ZERO:
+    if abs(float(power.detach())) < _NEAR_ZERO:
         return u + 0.5 * power * u * u
     return torch.expm1(power * u) / power
 
 
 _TRANSFORMS: dict[str, Callable[[], TargetTransform]] = {
     "standardize": Standardize,
+    "taillog": TailLog,
     "halflog": HalfLog,
     "boxcox": BoxCox,
     "identity": Identity,
@@ -195,7 +207,7 @@ _TRANSFORMS: dict[str, Callable[[], TargetTransform]] = {
 
 
 def target_transform(name: str) -> TargetTransform:
-    """Return a new transform by its name: ``"standardize"``, ``"halflog"``, ``"boxcox"`` or ``"identity"``.
+    """Return a new transform by its name: ``"standardize"``, ``"taillog"``, ``"halflog"``, ``"boxcox"`` or ``"identity"``.
 
     Raises:
         ValueError: If the name is unknown.

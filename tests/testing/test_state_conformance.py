@@ -20,7 +20,7 @@ from sthyper import Tuner
 from sthyper.baselines import ASHA
 from sthyper.config_space import randint, uniform
 from sthyper.constants import ST_TUNER_TIME
-from sthyper.results_callback import StoreResultsCallback
+from sthyper.results_callback import StoreResultsAndModelParamsCallback, StoreResultsCallback
 from sthyper.schedulers import AskTellScheduler, TrialScheduler
 from sthyper.searchers.base import BaseSearcher
 from sthyper.stopping_criterion import PlateauStopper, StoppingCriterion
@@ -145,6 +145,11 @@ class TestStoreResults(CallbackConformance):
         return json.loads(frame.drop(columns="st_end_reason", errors="ignore").to_json(orient="records"))
 
 
+class TestStoreResultsAndModelParams(TestStoreResults):
+    def make_callback(self) -> TunerCallback:
+        return StoreResultsAndModelParamsCallback()
+
+
 class _Best(TunerCallback):
     """Keeps the best loss and how many reports it is old."""
 
@@ -259,11 +264,23 @@ BASES = (TrialScheduler, BaseSearcher, TunerCallback)
 # Class -> file and suite that run it; the suite makes objects of exactly this class.
 SUITES: dict[str, tuple[str, str]] = {
     "baselines.ASHA": ("testing/test_conformance.py", "TestPromotion"),
+    "baselines.BayesianOptimization": ("searchers/test_bayesopt_conformance.py", "TestBaseline"),
+    "baselines.BoTorch": ("searchers/test_bayesopt_conformance.py", "TestBoTorchBaseline"),
+    "baselines.ConstrainedBayesianOptimization": ("searchers/test_constrained_searcher.py", "TestConstrainedBaseline"),
+    "baselines.CostAwareBayesianOptimization": ("searchers/test_bayesopt_cost.py", "TestBaseline"),
     "baselines.GridSearch": ("searchers/test_grid.py", "TestGridSearchConformance"),
     "baselines.RandomSearch": ("testing/test_conformance.py", "TestRandomSearch"),
+    "results_callback.StoreResultsAndModelParamsCallback": (HERE, "TestStoreResultsAndModelParams"),
     "results_callback.StoreResultsCallback": (HERE, "TestStoreResults"),
     "schedulers.fifo.FIFOScheduler": ("testing/test_conformance.py", "TestFIFOMax"),
     "schedulers.hyperband.scheduler.HyperbandScheduler": ("testing/test_conformance.py", "TestStoppingByMaxT"),
+    "searchers.bayesopt.botorch.BoTorchSearcher": ("searchers/test_botorch_searcher.py", "TestBoTorchConformance"),
+    "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher": ("searchers/test_bayesopt_cost.py", "TestFine"),
+    "searchers.bayesopt.searcher.BayesianOptimizationSearcher": (
+        "searchers/test_bayesopt_conformance.py",
+        "TestBayesianOptimization",
+    ),
+    "searchers.feasible.FeasibilitySearcher": ("searchers/test_feasible_searcher.py", "TestLearnsFailures"),
     "searchers.grid.GridSearcher": ("searchers/test_grid.py", "TestConformance"),
     "searchers.random.RandomSearcher": ("testing/test_conformance.py", "TestRandomSearcher"),
     "stopping_criterion.PlateauStopper": (HERE, "TestPlateau"),
@@ -290,18 +307,38 @@ PARTS = {
     "schedulers.hyperband.rungs.Rung": "baselines.ASHA",
     "schedulers.hyperband.rungs.RungSystem": "baselines.ASHA",
     "searchers.base.BaseSearcher": "searchers.random.RandomSearcher",
+    "searchers.bayesopt.cost_model.CoarseCostLearner": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
+    "searchers.bayesopt.cost_model.CostLearner": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
+    "searchers.bayesopt.cost_model.FineCostLearner": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
+    "searchers.bayesopt.data.Observations": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "searchers.bayesopt.feasibility.FeasibilityModel": "searchers.feasible.FeasibilitySearcher",
+    "searchers.bayesopt.past.PastEvaluations": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "searchers.bayesopt.suggest.ModelSuggester": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
     "searchers.multifidelity.BracketDistribution": "baselines.ASHA",
     "selftuning._batches.BatchStream": "selftuning.trainer.SelfTuner",
     "selftuning._hyper_step.Notices": "selftuning.trainer.SelfTuner",
     "selftuning._trainer_parts.Best": "selftuning.trainer.SelfTuner",
     "selftuning._trainer_parts.Optimizers": "selftuning.trainer.SelfTuner",
     "selftuning._trainer_parts.Schedulers": "selftuning.trainer.SelfTuner",
+    "surrogates.base.Surrogate": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "surrogates.bayesian_gp.BayesianGaussianProcess": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "surrogates.classifier.ProbitClassifier": "searchers.feasible.FeasibilitySearcher",
+    "surrogates.cost.base.CostModel": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
+    "surrogates.cost.estimator.CostSurrogate": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
+    "surrogates.custom.BoTorchSurrogate": "searchers.bayesopt.botorch.BoTorchSearcher",
+    "surrogates.gp.GaussianProcess": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "surrogates.refit.RefitRule": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "surrogates.refit.SkipPeriodically": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "surrogates.sklearn.SKLearnSurrogate": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
+    "surrogates.transforms.TargetTransform": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
     "tuner_callback.TunerCallback": "results_callback.StoreResultsCallback",
     "tuning_status.TuningStatus": "_tuning.loop.TuningLoop",
 }
 ELSEWHERE = {
     "_tuning.loop.TuningLoop": "test_snapshots_of_experiments.py",
     "schedulers.ask_tell.AskTellScheduler": HERE,
+    "surrogates.custom.CallableSurrogate": "surrogates/test_custom_surrogate.py",
+    "surrogates.refit.SkipNoMaxResource": "surrogates/test_data_cap_and_refit.py",
     # In trials, not in the tuner: its state is in the trial's checkpoint.
     "_checkpoints.StatefulObject": "test_checkpoints.py",
     "selftuning.controls.Control": "selftuning/test_controls.py",

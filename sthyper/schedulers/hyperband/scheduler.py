@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sthyper.errors import ReportError
-from sthyper.schedulers.base import TrialSchedulerWithSearcher, report_value
+from sthyper.schedulers.base import TrialSchedulerWithSearcher
 from sthyper.schedulers.hyperband.brackets import (
     DefaultHyperbandBracketDistribution,
     HyperbandBracketManager,
@@ -320,7 +320,7 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
                 no finite number of at least 0, or if the report of a trial that is to pause lies beyond its
                 milestone.
         """
-        value = report_value(result, self.metric, self.resource_attr)
+        value = self._metric_value(result)
         resource = report_resource(result, self.resource_attr, self.metric)
         trial_id = trial.trial_id
         record = self._records.get(trial_id) or self._record(trial)
@@ -358,7 +358,7 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         Raises:
             ReportError: As :meth:`on_trial_result`.
         """
-        value = report_value(result, self.metric, self.resource_attr)
+        value = self._metric_value(result)
         resource = report_resource(result, self.resource_attr, self.metric)
         record = self._records.get(trial.trial_id) or self._record(trial)
         if resource <= record.resource:
@@ -405,7 +405,7 @@ class HyperbandScheduler(TrialSchedulerWithSearcher):
         Raises:
             ReportError: As :meth:`on_trial_result`.
         """
-        value = report_value(result, self.metric, self.resource_attr)
+        value = self._metric_value(result)
         if self.resource_attr not in result:
             result = {**result, self.resource_attr: self.max_resource_level}
         resource = report_resource(result, self.resource_attr, self.metric)

@@ -31,10 +31,14 @@ class Observations:
 
     Args:
         match: Returns a text that is equal for configurations that count as the same.
+        counts: Whether a configuration could be suggested; the others are no part of what was. All by default.
     """
 
-    def __init__(self, match: Callable[[dict[str, Any]], str]) -> None:
+    def __init__(
+        self, match: Callable[[dict[str, Any]], str], counts: Callable[[dict[str, Any]], bool] | None = None
+    ) -> None:
         self._match = match
+        self._counts = counts
         self.trials: dict[int, TrialData] = {}
         self.pending: dict[int, dict[str, Any]] = {}
         self.failed: dict[str, None] = {}  # match strings
@@ -50,7 +54,8 @@ class Observations:
 
     def exclude(self, config: dict[str, Any]) -> None:
         """Have a configuration not suggested again."""
-        self._suggested[self._match(config)] = None
+        if self._counts is None or self._counts(config):
+            self._suggested[self._match(config)] = None
 
     def set_pending(self, trial_id: int, config: dict[str, Any]) -> None:
         """Enter a pending evaluation."""
@@ -110,7 +115,7 @@ class Observations:
         enough = [resource for resource, count in counts.items() if count >= least]
         return max(enough) if enough else max(counts, key=lambda r: (counts[r], r))
 
-    def at_level(self, resource: int) -> Iterator[tuple[int, TrialData, float]]:
+    def at_level(self, resource: int | None) -> Iterator[tuple[int, TrialData, float]]:
         """Yield (trial id, trial, target) at a resource."""
         for trial_id, trial in self.trials.items():
             if resource in trial.values:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from sthyper.config_space import non_constant_hyperparameter_keys
 from sthyper.errors import closest
+from sthyper.searchers.bayesopt.constraints import OutcomeConstraint, parse_constraints
 
 if TYPE_CHECKING:
     from sthyper.schedulers.options import SearcherArguments
@@ -15,23 +19,30 @@ if TYPE_CHECKING:
 
 __all__ = ["BayesOptOptions"]
 
+logger = logging.getLogger(__name__)
+
 _ACQUISITIONS = {
     "logei": ("jitter",),
     "ei": ("jitter",),
+    "nei": (),
+    "lognei": (),
     "lcb": ("kappa",),
+    "ucb": ("kappa",),
     "pi": ("jitter",),
     "thompson": (),
+    "thompson_indep": (),
 }
 _SCORINGS = ("acq_func", "thompson_indep")
 _KERNELS = ("matern52-ard", "matern52-noard", "rbf-ard", "rbf-noard")
 _CATEGORICAL = ("one-hot", "exchangeable")
-_TRANSFORMS = ("standardize", "halflog", "identity")
+_TRANSFORMS = ("taillog", "halflog", "standardize", "identity")
 _TRANSFER = ("matern52_product", "matern52_same")
 _INCUMBENTS = ("observed", "model")
 _BATCH = ("fantasies", "joint")
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "default": {
+        "num_init_random": None,
         "num_init_candidates": 256,
         "num_local_candidates": 256,
         "initial_scoring": "acq_func",
@@ -39,12 +50,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "opt_warmstart": True,
         "acq_function": "logei",
         "input_warping": True,
-        "target_transform": "halflog",
+        "target_transform": "taillog",
         "max_size_data_for_model": None,
         "incumbent": "observed",
+        "escape_stagnation": True,
         "local_search_starts": 3,
     },
     "syne-tune": {
+        "num_init_random": 3,
         "num_init_candidates": 250,
         "num_local_candidates": 0,
         "initial_scoring": "thompson_indep",
@@ -55,17 +68,20 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "target_transform": "standardize",
         "max_size_data_for_model": 500,
         "incumbent": "model",
+        "escape_stagnation": False,
         "local_search_starts": 1,
     },
 }
 """What an option that is not given is, by preset."""
 
 _UNSET: Any = "preset"
+_LEAST_INITIAL, _MOST_INITIAL = 3, 10
 _OF_HYPERBAND = (
     *("model", "gp_resource_kernel", "resource_acq", "resource_acq_bohb_threshold", "opt_skip_num_max_resource"),
     *("separate_noise_variances", "issm_gamma_one", "expdecay_normalize_inputs"),
     "hypertune_distribution_num_samples",
 )
+_OF_COSTS = ("cost_attr", "cost_model", "exponent_cost", "resource_attr")
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,8 @@ class BayesOptOptions:
         preset: ``"default"``: what does best in the project's benchmark; ``"syne-tune"``: kernel, priors, bounds,
             acquisition function and sizes of Syne Tune's Bayesian optimisation.
         num_init_random: So many configurations come from ``points_to_evaluate`` and random search (the same ones as
-            of :class:`~sthyper.searchers.RandomSearcher` with the same seed) before the model is used.
+            of :class:`~sthyper.searchers.RandomSearcher` with the same seed) before the model is used. ``None``: one
+            more than there are hyperparameters, as many as a linear model needs, but from 3 to 10.
         num_init_candidates: Number of configurations that fill the space and are scored.
         num_local_candidates: Number of configurations around the best ones that are scored as well.
         initial_scoring: ``"acq_func"``, or ``"thompson_indep"``: by a draw from each marginal posterior.
@@ -87,7 +104,7 @@ class BayesOptOptions:
         num_fantasy_samples: Number of fantasies of the results of pending trials.
         no_fantasizing: Whether pending trials are ignored (but not suggested again).
         pending_strategy: ``"fantasies"``, or ``"joint"``: the acquisition function is the expected improvement of the
-            new configuration and all pending ones together, by quasi-Monte-Carlo.
+            new configuration and all pending ones together, by quasi-Monte-Carlo (``"logei"`` and ``"ei"`` only).
         opt_nstarts: Number of starts of a full fit of the model.
         opt_maxiter: L-BFGS iterations of each.
         opt_warmstart: Whether a fit starts from the last optimum.
@@ -96,17 +113,24 @@ class BayesOptOptions:
         opt_skip_init_length: With fewer observations the model is fitted for every new one.
         opt_skip_period: From then on for every so-manieth new one; in between it is only conditioned.
         normalize_targets: Whether targets are standardised; without, ``target_transform`` is ``"identity"``.
-        target_transform: ``"halflog"``, ``"standardize"`` or ``"identity"``; see :mod:`sthyper.surrogates.transforms`.
+        target_transform: ``"taillog"``, ``"halflog"``, ``"standardize"`` or ``"identity"``; see
+            :mod:`sthyper.surrogates.transforms`.
         boxcox_transform: Whether targets, which must be positive, get a Box-Cox transform with a fitted power.
         input_warping: Whether numeric inputs are warped.
         gp_base_kernel: ``"matern52-ard"``, ``"matern52-noard"``, ``"rbf-ard"`` or ``"rbf-noard"``.
         categorical_kernel: ``"one-hot"`` or ``"exchangeable"``.
         mcmc_samples: 0 for a MAP fit; else the number of samples of all parameters over which the acquisition function
             is averaged (slice sampling).
-        acq_function: ``"logei"``, ``"ei"``, ``"lcb"``, ``"pi"`` or ``"thompson"`` (a joint draw at the candidates).
-        acq_function_kwargs: Its arguments: ``kappa`` of ``"lcb"``; ``jitter``, in units of the metric, of the others.
+        acq_function: ``"logei"``, ``"ei"``, ``"lognei"`` or ``"nei"`` (improvement on noise-free values), ``"lcb"`` or
+            ``"ucb"`` (the same), ``"pi"``, ``"thompson"`` (a function drawn from the posterior) or
+            ``"thompson_indep"`` (a draw at each point by itself).
+        acq_function_kwargs: Its arguments: ``kappa`` of ``"lcb"``; ``jitter``, in units of the metric, of ``"logei"``,
+            ``"ei"`` and ``"pi"``.
         incumbent: What is to be improved on: the best ``"observed"`` target, or the least mean of the ``"model"`` over
             observed and pending configurations, which noise does not fool.
+        escape_stagnation: Whether, when trials stop improving, every second suggestion of ``"logei"``, ``"ei"`` and
+            ``"pi"`` has to expect an improvement that is worth a trial; see
+            :mod:`sthyper.searchers.bayesopt.stagnation`.
         max_size_data_for_model: With more observations the model sees the best and random others; ``None``: never.
         max_size_top_fraction: Part of them that are the best.
         allow_duplicates: Whether a configuration may be suggested again. Pending and failed ones are not.
@@ -120,8 +144,8 @@ class BayesOptOptions:
         transfer_learning_active_task: Its value in this experiment.
         transfer_learning_active_config_space: Sub-ranges of this experiment.
         transfer_learning_model: ``"matern52_product"`` or ``"matern52_same"``.
-        surrogate: A model in place of the Gaussian process: a :class:`~sthyper.surrogates.Surrogate`, a class of BoTorch
-            models, a callable ``(X, Y) -> Model``, or a scikit-learn regressor.
+        surrogate: A model in place of the Gaussian process: a :class:`~sthyper.surrogates.Surrogate`, a class of
+            BoTorch models, a callable ``(X, Y) -> Model``, or a scikit-learn regressor.
         debug_log: Whether to log the reason of each suggestion at level INFO.
         random_seed: Seed in place of the scheduler's.
 
@@ -131,7 +155,7 @@ class BayesOptOptions:
     """
 
     preset: str = "default"
-    num_init_random: int = 3
+    num_init_random: int | None = _UNSET
     num_init_candidates: int = _UNSET
     num_local_candidates: int = _UNSET
     initial_scoring: str = _UNSET
@@ -157,6 +181,7 @@ class BayesOptOptions:
     acq_function: str = _UNSET
     acq_function_kwargs: Mapping[str, float] | None = None
     incumbent: str = _UNSET
+    escape_stagnation: bool = _UNSET
     max_size_data_for_model: int | None = _UNSET
     max_size_top_fraction: float = 0.25
     allow_duplicates: bool = False
@@ -194,13 +219,15 @@ class BayesOptOptions:
         for name in (
             *("skip_local_optimization", "no_fantasizing", "opt_warmstart", "opt_verbose", "opt_debug_writer"),
             *("normalize_targets", "boxcox_transform", "input_warping", "allow_duplicates", "learn_feasibility"),
+            "escape_stagnation",
             "debug_log",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_acquisition()
         self._check_targets(given)
-        self._check_others()
+        self._check_feasibility(given)
+        self._check_others(given)
 
     def _given(self, name: str) -> bool:
         value = getattr(self, name)
@@ -212,8 +239,9 @@ class BayesOptOptions:
             raise ValueError(f"{name}={value!r} is unknown{closest(value, known)}; known are {list(known)}")
 
     def _check_numbers(self) -> None:
+        if self.num_init_random is not None:
+            _check_int("num_init_random", self.num_init_random, 0)
         for name, least in (
-            ("num_init_random", 0),
             ("num_init_candidates", 2),
             ("num_local_candidates", 0),
             ("local_search_starts", 1),
@@ -237,6 +265,13 @@ class BayesOptOptions:
         kwargs = {} if self.acq_function_kwargs is None else self.acq_function_kwargs
         if not isinstance(kwargs, Mapping):
             raise TypeError(f"acq_function_kwargs must be a dict, got {kwargs!r}")
+        if self.pending_strategy == "joint":
+            if self.acq_function not in ("logei", "ei"):
+                raise ValueError(
+                    f"pending_strategy='joint' needs acq_function 'logei' or 'ei', got {self.acq_function!r}"
+                )
+            if self.no_fantasizing:
+                raise ValueError("pending_strategy='joint' and no_fantasizing=True exclude each other")
         known = _ACQUISITIONS[self.acq_function]
         for name, value in kwargs.items():
             if name not in known:
@@ -260,7 +295,27 @@ class BayesOptOptions:
             object.__setattr__(self, "target_transform", "boxcox")
         _check_map_reward(self.map_reward)
 
-    def _check_others(self) -> None:
+    def _check_feasibility(self, given: set[str]) -> None:
+        if not self.constraints and not self.learn_feasibility:
+            return
+        # Draws from the posterior of the target alone know nothing of what is feasible.
+        if "initial_scoring" in given and self.initial_scoring != "acq_func":
+            raise ValueError(
+                f"initial_scoring={self.initial_scoring!r} cannot be used with constraints, only 'acq_func' can"
+            )
+        object.__setattr__(self, "initial_scoring", "acq_func")
+
+    @property
+    def constraints(self) -> tuple[OutcomeConstraint, ...]:
+        """The constraints on reported metrics."""
+        return parse_constraints(self.outcome_constraints)
+
+    @property
+    def required_metrics(self) -> tuple[str, ...]:
+        """Metrics that every report must have, beside the one that is optimised."""
+        return ()
+
+    def _check_others(self, given: set[str]) -> None:
         if self.opt_debug_writer:
             raise ValueError(
                 "opt_debug_writer=True is not supported; debug_log=True logs the reason of each suggestion"
@@ -277,6 +332,12 @@ class BayesOptOptions:
             raise ValueError("transfer_learning_task_attr and transfer_learning_active_task belong together")
         if task is None and self.transfer_learning_active_config_space is not None:
             raise ValueError("transfer_learning_active_config_space needs transfer_learning_task_attr")
+        if task is not None:
+            if "input_warping" in given and self.input_warping:
+                logger.warning("input_warping=True is left out: the models for transfer learning do not warp inputs")
+            object.__setattr__(self, "input_warping", False)
+        if self.boxcox_transform and self.mcmc_samples:
+            raise ValueError("boxcox_transform is fitted by MAP, it excludes mcmc_samples")
         if self.surrogate is not None and self.mcmc_samples:
             raise ValueError("mcmc_samples is of the Gaussian process, it excludes surrogate")
 
@@ -285,7 +346,18 @@ class BayesOptOptions:
         """Return why an option is none of this searcher's, for those of its relatives."""
         if key in _OF_HYPERBAND:
             return f"{key!r} is an option of multi-fidelity models, which a scheduler without rungs does not have"
+        if key in _OF_COSTS:
+            return f"{key!r} is an option of searcher='bayesopt_cost', which takes costs into account"
         return None
+
+    def for_space(self, config_space: Mapping[str, Any]) -> Self:
+        """Return options whose ``num_init_random`` is a number, for a configuration space."""
+        if self.num_init_random is not None:
+            return self
+        resolved = copy(self)
+        p = len(non_constant_hyperparameter_keys(config_space))
+        object.__setattr__(resolved, "num_init_random", min(max(p + 1, _LEAST_INITIAL), _MOST_INITIAL))
+        return resolved
 
     def changed(self, **changes: Any) -> BayesOptOptions:
         """Return options with changes."""

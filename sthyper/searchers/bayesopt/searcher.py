@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sthyper.config_space import config_to_match_string
-from sthyper.errors import ConfigSpaceError
+from sthyper.errors import ConfigSpaceError, closest
 from sthyper.searchers.base import BaseSearcher, SearcherContext
+from sthyper.searchers.bayesopt.constraints import MetricRecorder, known_feasibility
 from sthyper.searchers.bayesopt.data import Observations, TrialData
 from sthyper.searchers.bayesopt.options import BayesOptOptions, reward_constant
+from sthyper.searchers.bayesopt.past import PastEvaluations, read_evaluations
 from sthyper.searchers.bayesopt.reasons import SuggestionReason
+from sthyper.searchers.bayesopt.transfer import ActiveTask
 from sthyper.searchers.random import RandomSearcher
 from sthyper.trial import normalize_trial_id
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sthyper.encoding import SpaceEncoder
+    from sthyper.searchers.bayesopt.feasibility import FeasibilityData
     from sthyper.searchers.bayesopt.suggest import Found, ModelSuggester, SurrogateData, Wrapper
 
 __all__ = ["BayesianOptimizationSearcher"]
@@ -62,15 +66,22 @@ class BayesianOptimizationSearcher(BaseSearcher):
         points_to_evaluate: list[dict[str, Any]] | None = None,
         options: BayesOptOptions | None = None,
     ) -> None:
-        super().__init__(config_space, metric, mode, points_to_evaluate)
         options = BayesOptOptions() if options is None else options
         if not isinstance(options, BayesOptOptions):
             raise TypeError(f"options must be BayesOptOptions(...), got {options!r}")
+        super().__init__(config_space, metric, mode, [])
+        options = options.for_space(config_space)
+        self._task = ActiveTask.of_options(options, config_space)
+        if self._task is not None:
+            points_to_evaluate = self._task.points_to_evaluate(points_to_evaluate)
         self.options = options
+        self._num_init_random = options.num_init_random or 0
         self.random_seed = options.random_seed
+        if options.surrogate is not None:
+            self._check_surrogate()
         # Draws the first configurations, and those for which the model cannot be used.
         self._random = RandomSearcher(
-            config_space,
+            config_space if self._task is None else self._task.sampling_space,
             metric,
             mode,
             points_to_evaluate,
@@ -79,8 +90,13 @@ class BayesianOptimizationSearcher(BaseSearcher):
             restrict_configurations=options.restrict_configurations,
         )
         self._points_to_evaluate = self._random._points_to_evaluate
-        self._observations = Observations(self._match)
+        self._observations = Observations(self._match, None if self._task is None else self._task.may_be_suggested)
+        self._constraints = options.constraints
+        self._recorder = MetricRecorder(self._constraints)
+        self.required_metrics = options.required_metrics
         self._resource_attr: str | None = None
+        self._max_resource: int | None = None
+        self._past = PastEvaluations()  # read at the first suggestion, when metric and resource are known
         self._suggester: ModelSuggester | None = None
         self._saved_suggester: dict[str, Any] | None = None
         self._points: dict[int, Tensor | None] = {}  # trial -> its point, None if it cannot be encoded
@@ -95,12 +111,21 @@ class BayesianOptimizationSearcher(BaseSearcher):
             self.random_seed = context.random_seed
         self._random.configure(context)
         self._resource_attr = context.resource_attr
+        self._max_resource = context.max_resource_level
+
+    def _check_surrogate(self) -> None:
+        """Raise at once if the user's surrogate is none."""
+        from sthyper.surrogates.custom import as_surrogate
+        from sthyper.surrogates.inputs import InputStructure
+
+        as_surrogate(self.options.surrogate, InputStructure.of_space(self._make_encoder(), None))
 
     # ---- suggestions ---------------------------------------------------------------------------------
 
     def get_config(self, trial_id: int | str) -> dict[str, Any] | None:
         number = normalize_trial_id(trial_id)
         began = time.perf_counter()
+        self._read_past()
         config, reason = self._choose(number)
         seconds = time.perf_counter() - began
         self.cumulative_get_config_time += seconds
@@ -112,19 +137,41 @@ class BayesianOptimizationSearcher(BaseSearcher):
             logger.info("trial %d: suggested %s: %s", number, config, reason)
         return dict(config)
 
+    def get_batch_configs(
+        self, batch_size: int, num_init_candidates_for_batch: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return several configurations at once; see :func:`~sthyper.searchers.bayesopt.batch.batch_configs`.
+
+        Each is chosen with the ones before as pending evaluations. The searcher does not change: those that are
+        evaluated are made known to it by :meth:`register_pending`, or by their results.
+
+        Args:
+            batch_size: Number of configurations, at least 1; fewer come, with a warning in the log, if no more are
+                left.
+            num_init_candidates_for_batch: In place of ``num_init_candidates`` for all suggestions of the model but the
+                first one, at least 2; ``None`` for no difference.
+
+        Raises:
+            TypeError: If an argument is no int.
+            ValueError: If an argument is too small.
+        """
+        from sthyper.searchers.bayesopt.batch import batch_configs
+
+        return batch_configs(self, batch_size, num_init_candidates_for_batch)
+
     def _choose(self, number: int) -> tuple[dict[str, Any] | None, SuggestionReason]:
         if self._random._points_to_evaluate:
             config = self._random._next_initial()
             if config is not None:
                 self._random.register_pending(number, config)
                 return config, SuggestionReason(number, "initial", "one of points_to_evaluate")
-        level = self._observations.level(max(self.options.num_init_random, 1))
-        if self._observations.num_configs() < self.options.num_init_random:
+        level = self._observations.level(max(self._num_init_random, 1))
+        if self._observations.num_configs() < self._num_init_random:
             return self._random.get_config(number), SuggestionReason(number, "initial", "random")
-        if level is None:
+        if level is None and not self._knows_feasibility():
             return self._draw(number, "there is no result yet")
         data = self._data(level)
-        if not len(data.Y):
+        if not len(data.comparable()[1]) and not self._knows_feasibility():
             return self._draw(number, "no result can be used by the model")
         try:
             found = self._by_model(data)
@@ -159,10 +206,11 @@ class BayesianOptimizationSearcher(BaseSearcher):
             num_pending=len(data.pending),
             incumbent=None if found.incumbent is None else sign(found.incumbent),
             acquisition=found.candidate.value,
-            mean=sign(found.mean),
+            mean=None if found.mean is None else sign(found.mean),
             std=found.std,
             origin=found.candidate.origin,
             feasibility=found.feasibility,
+            text="nothing feasible is known" if found.incumbent is None and found.feasibility is not None else "",
         )
 
     # ---- the model -----------------------------------------------------------------------------------
@@ -176,30 +224,42 @@ class BayesianOptimizationSearcher(BaseSearcher):
     def suggester(self) -> ModelSuggester:
         """Fits the model and searches; made when it is needed first."""
         if self._suggester is None:
-            import numpy as np
-
-            from sthyper.encoding import SpaceEncoder
-            from sthyper.searchers.bayesopt.suggest import ModelSuggester
-
-            seed = 0 if self.random_seed is None else self.random_seed
-            own = int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
-            self._suggester = ModelSuggester(SpaceEncoder(self.config_space), self.options, own)
+            self._suggester = self._make_suggester()
             if self._saved_suggester is not None:
                 self._suggester.load_state_dict(self._saved_suggester)
                 self._saved_suggester = None
         return self._suggester
 
-    def _data(self, level: int) -> SurrogateData:
+    def _make_encoder(self) -> SpaceEncoder:
+        from sthyper.encoding import SpaceEncoder
+
+        return SpaceEncoder(self.config_space) if self._task is None else self._task.encoder()
+
+    def _make_suggester(self) -> ModelSuggester:
+        from sthyper.searchers.bayesopt.suggest import ModelSuggester
+
+        return ModelSuggester(self._make_encoder(), self.options, self._suggester_seed())
+
+    def _suggester_seed(self) -> int:
+        import numpy as np
+
+        seed = 0 if self.random_seed is None else self.random_seed
+        return int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
+
+    def _data(self, level: int | None) -> SurrogateData:
         import torch
 
         from sthyper.searchers.bayesopt.suggest import SurrogateData
 
-        points, values = [], []
+        points, values, active, feasible = [], [], [], []
+        height = math.inf if level is None else level
         for trial_id, trial, value in self._observations.at_level(level):
             point = self._point(trial_id, trial.config)
             if point is not None:
                 points.append(point)
                 values.append(value)
+                active.append(self._is_active(trial.config))
+                feasible.append(known_feasibility(trial, self._constraints, height))
         waiting = [
             point
             for trial_id, config in self._observations.pending.items()
@@ -212,7 +272,35 @@ class BayesianOptimizationSearcher(BaseSearcher):
         size = self._observations.num_values()
         refit = size != self._fitted_size
         self._fitted_size = size
-        return SurrogateData(X, Y, pending, refit)
+        return SurrogateData(
+            X,
+            Y,
+            pending,
+            refit,
+            None if self._task is None else torch.tensor(active),
+            self._feasibility_data(height, feasible),
+        )
+
+    def _feasibility_data(self, level: float, observed: list[float]) -> FeasibilityData | None:
+        from sthyper.searchers.bayesopt.feasibility import collect_feasibility
+
+        if not self._knows_feasibility():
+            return None
+        options, dim = self.options, self.encoder.ndarray_size
+        return collect_feasibility(
+            self._observations, self._constraints, options.learn_feasibility, self._point, dim, level, observed
+        )
+
+    def _knows_feasibility(self) -> bool:
+        """Whether feasibility is to be learned, and there is something to learn from."""
+        trials = self._observations.trials.values()
+        return (bool(self._constraints) and any(trial.metrics for trial in trials)) or (
+            self.options.learn_feasibility and any(trial.failed for trial in trials)
+        )
+
+    def _is_active(self, config: dict[str, Any]) -> bool:
+        """Whether results of a configuration can be compared with those of this experiment."""
+        return self._task is None or self._task.is_active(config)
 
     def _point(self, trial_id: int, config: dict[str, Any]) -> Tensor | None:
         if trial_id not in self._points:
@@ -245,13 +333,15 @@ class BayesianOptimizationSearcher(BaseSearcher):
         self, trial_id: int | str, config: dict[str, Any], result: dict[str, Any], update: bool
     ) -> None:
         number = normalize_trial_id(trial_id, foreign=True)
-        self._random.on_trial_result(number, config, result, False)
+        if self._may_be_suggested(config):
+            self._random.on_trial_result(number, config, result, False)
         self._observations.exclude(config)
         if not update:
             return
         resource = self._resource(result)
         self._observations.drop_pending(number)
         trial = self._observations.add(number, config)
+        self._recorder.record(trial, resource, result)
         value = result.get(self.metric or "")
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._warn_once(f"trial {number} reports no number {self.metric!r}; the model passes over such results")
@@ -275,7 +365,8 @@ class BayesianOptimizationSearcher(BaseSearcher):
         if config is None:
             return
         number = normalize_trial_id(trial_id, foreign=True)
-        self._random.register_pending(number, config)
+        if self._may_be_suggested(config):
+            self._random.register_pending(number, config)
         self._observations.set_pending(number, config)
 
     def remove_case(self, trial_id: int | str, resource: int | None = None) -> None:
@@ -284,11 +375,97 @@ class BayesianOptimizationSearcher(BaseSearcher):
 
     def evaluation_failed(self, trial_id: int | str, config: dict[str, Any], blacklist: bool = True) -> None:
         number = normalize_trial_id(trial_id, foreign=True)
-        self._random.evaluation_failed(number, config, blacklist)
+        if self._may_be_suggested(config):
+            self._random.evaluation_failed(number, config, blacklist)
         self._observations.set_failed(number, config, blacklist)
 
     def cleanup_pending(self, trial_id: int | str) -> None:
         self._observations.drop_pending(normalize_trial_id(trial_id, foreign=True))
+
+    # ---- the past ------------------------------------------------------------------------------------
+
+    def fit_on(self, trials: Any, fill: Mapping[str, Any] | None = None) -> int:
+        """Learn from experiments in the past; configurations that are known from there are not suggested again.
+
+        In an experiment with a tuner use its ``warm_start``, which the record of the experiment keeps.
+
+        Args:
+            trials: An experiment (:func:`sthyper.load_experiment`); a data frame such as its ``results``; or pairs of a
+                configuration and the value of the metric, or a dict of metrics, or a list of such reports. Of an
+                experiment count what :attr:`~sthyper.Tuner` ``warm_start`` would count: with a resource all reports,
+                otherwise the last one of each completed trial.
+            fill: Values of hyperparameters that configurations lack, such as the task of an experiment for transfer
+                learning.
+
+        Returns:
+            The number of configurations; others, which lie outside the space, are passed over with a warning.
+
+        Raises:
+            ConfigSpaceError: If ``fill`` cannot be used, or a pair's configuration lacks a hyperparameter.
+            TypeError: If an argument has the wrong type.
+            ValueError: If an experiment does not have the metric, or with the other mode.
+        """
+        found = read_evaluations(trials, self.config_space, self.metric, self.mode, fill)
+        self._past.add(found)
+        return len(found)
+
+    def _read_past(self) -> None:
+        for trial_id, config, result in self._past.results(self.metric, self._resource_attr, self._max_resource):
+            self.on_trial_result(trial_id, config, result, True)
+
+    # ---- the best ------------------------------------------------------------------------------------
+
+    def best_config(self, by: str = "observed") -> dict[str, Any] | None:
+        """Return the best configuration that was evaluated, ``None`` if there is none; see :meth:`best_trial`."""
+        found = self.best_trial(by)
+        return None if found is None else dict(self._observations.trials[found].config)
+
+    def best_trial(self, by: str = "observed", past: bool = True) -> int | None:
+        """Return the trial with the best configuration that was evaluated, ``None`` if there is none.
+
+        With a resource it is the best one at the level of which the model is. Trials that are known to break a
+        constraint come after all others.
+
+        Args:
+            by: ``"observed"``: with the best value; ``"model"``: with the best mean of the model, which a lucky value
+                of a noisy metric does not fool.
+            past: Whether evaluations count that are none of this experiment's; they have negative ids.
+
+        Raises:
+            ValueError: If ``by`` is unknown, or the model cannot be used.
+        """
+        if by not in ("observed", "model"):
+            raise ValueError(f"by must be 'observed' or 'model', got {by!r}{closest(by, ('observed', 'model'))}")
+        self._read_past()
+        level = self._observations.level(max(self._num_init_random, 1))
+        if level is None:
+            return None
+        size = self._fitted_size
+        data = self._data(level)
+        self._fitted_size = size
+        known = [each for each in self._observations.at_level(level) if self._points[each[0]] is not None]
+        values = [value for _, _, value in known]
+        if by == "model" and known:
+            values = self._means(data)
+        best = [
+            (self._breaks(trial, level), value, position)
+            for position, (value, (trial_id, trial, _)) in enumerate(zip(values, known, strict=True))
+            if self._is_active(trial.config) and (past or trial_id >= 0)
+        ]
+        return known[min(best)[2]][0] if best else None
+
+    def _breaks(self, trial: TrialData, level: int) -> bool:
+        """Whether a trial is known to break a constraint."""
+        return bool(self._constraints) and known_feasibility(trial, self._constraints, level) == 0.0
+
+    def _means(self, data: SurrogateData) -> list[float]:
+        """Return the model's predictions at the observations; suggestions are as if nobody had asked."""
+        from sthyper.searchers.bayesopt.suggest import predict
+
+        suggester = self._make_suggester()
+        suggester.load_state_dict(self.suggester.state_dict())
+        means: list[float] = predict(suggester.fit(data), suggester.surrogate, data.X)[0].tolist()
+        return means
 
     # ---- description ---------------------------------------------------------------------------------
 
@@ -302,6 +479,9 @@ class BayesianOptimizationSearcher(BaseSearcher):
 
     def next_initial_config(self) -> dict[str, Any] | None:
         return self._random.next_initial_config()
+
+    def _may_be_suggested(self, config: dict[str, Any]) -> bool:
+        return self._task is None or self._task.may_be_suggested(config)
 
     def _match(self, config: dict[str, Any]) -> str:
         canonicalize: Callable[[dict[str, Any]], dict[str, Any]] | None = self.options.canonicalize
@@ -329,6 +509,7 @@ class BayesianOptimizationSearcher(BaseSearcher):
             "suggester": suggester,
             "fitted_size": self._fitted_size,
             "cumulative_get_config_time": self.cumulative_get_config_time,
+            "past": self._past.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -339,3 +520,4 @@ class BayesianOptimizationSearcher(BaseSearcher):
         self._saved_suggester, self._suggester, self._points = state["suggester"], None, {}
         self._fitted_size = state["fitted_size"]
         self.cumulative_get_config_time = state["cumulative_get_config_time"]
+        self._past.load_state_dict(state["past"])
