@@ -12,6 +12,8 @@ from torch import Tensor
 __all__ = ["ascend"]
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 
 _MEMORY = 6
 _ARMIJO = 1e-4
@@ -57,7 +59,7 @@ def ascend(
     """
     columns = (upper > lower).any(0).nonzero().squeeze(-1)
 
-    def evaluate(moving: Array, rows: Array) -> tuple[Array, Array | None]:
+    def evaluate(moving: Array, rows: Rows) -> tuple[Array, Array | None]:
         return _evaluate(function, starts[torch.from_numpy(rows)], columns, moving)
 
     # The algebra of a few short vectors is several times faster in numpy.
@@ -109,13 +111,13 @@ class _Pairs:
         self.y = np.zeros((k, _MEMORY, d))
         self.used = 0
 
-    def push(self, rows: Array, s: Array, y: Array) -> None:
+    def push(self, rows: Rows, s: Array, y: Array) -> None:
         self.used = min(self.used + 1, _MEMORY)
         for memory, new in ((self.s, s), (self.y, y)):
             memory[rows, :-1] = memory[rows, 1:]
             memory[rows, -1] = new
 
-    def directions(self, g: Array, free: Array, rows: Array) -> Array:
+    def directions(self, g: Array, free: Mask, rows: Rows) -> Array:
         """Return descent directions of some minimisations with these gradients, zero where not free."""
         q = g * free
         steepest = _limited(-q, _FIRST_STEP)
@@ -148,7 +150,7 @@ def _limited(p: Array, largest: float) -> Array:
     return p * np.minimum(largest / np.maximum(size, _TINY), 1.0)
 
 
-def _held(x: Array, g: Array, lower: Array, upper: Array) -> NDArray[np.bool_]:
+def _held(x: Array, g: Array, lower: Array, upper: Array) -> Mask:
     return ((x <= lower) & (g >= 0)) | ((x >= upper) & (g <= 0))
 
 

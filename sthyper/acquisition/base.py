@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 
 import torch
-from botorch.acquisition import AcquisitionFunction
+from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
@@ -43,7 +43,7 @@ class MeanStdAcquisition(AcquisitionFunction):
     def head(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return values, shape ``b x batch``, of posterior means and deviations of this shape; b may be missing."""
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
         """Return the acquisition function at points.
 

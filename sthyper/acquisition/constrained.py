@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from botorch.acquisition import AcquisitionFunction
+from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
@@ -20,6 +20,7 @@ from sthyper.acquisition.monte_carlo import (
     NoisyExpectedImprovement,
     SampledNoisyExpectedImprovement,
 )
+from sthyper.surrogates.marginals import marginals
 
 __all__ = ["ConstrainedAcquisition", "ModelledConstraint", "log_feasibility"]
 
@@ -74,9 +75,8 @@ class ModelledConstraint:
         Returns:
             Shape ``batch``, or ``b x batch`` where the posterior has a leading batch (fantasies of pending trials).
         """
-        posterior = self.model.posterior(X)
-        mean = posterior.mean.squeeze(-1).squeeze(-1)
-        std = (posterior.variance.squeeze(-1).squeeze(-1) + self.noise).clamp_min(_LEAST_VARIANCE).sqrt()
+        mean, variance = marginals(self.model, X.squeeze(-2))
+        std = (variance + self.noise).clamp_min(_LEAST_VARIANCE).sqrt()
         return _log_interval(
             None if self.lower is None else (self.lower - mean) / std,
             None if self.upper is None else (self.upper - mean) / std,
@@ -200,7 +200,7 @@ class ConstrainedAcquisition(AcquisitionFunction):
         """Return the log probability that all constraints hold, shape ``batch``, at points ``batch x 1 x d``."""
         return log_feasibility(self.constraints, X, self.weights)
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
         """Return the acquisition function at points.
 

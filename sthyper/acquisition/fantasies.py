@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from botorch.models.model import Model
-from botorch.posteriors import GPyTorchPosterior
-from gpytorch.distributions import MultivariateNormal
+from botorch.posteriors.gpytorch import GPyTorchPosterior
+from gpytorch.distributions import MultivariateNormal  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sthyper.acquisition.monte_carlo import seeded_sampler
@@ -32,7 +32,7 @@ class FantasisedModel(Model):
         super().__init__()
         sampler = seeded_sampler(num_fantasies, len(X_pending), generator)
         with torch.no_grad():
-            self.inner: Model = model.fantasize(X_pending, sampler=sampler)  # type: ignore[attr-defined,operator]
+            self.inner: Model = model.fantasize(X_pending, sampler=sampler)  # type: ignore[operator]
             self._num_fantasies = num_fantasies
             self.at_pending = self._marginals(X_pending)[0]
 
@@ -46,7 +46,7 @@ class FantasisedModel(Model):
         """Shape of the leading batch: (b,)."""
         return torch.Size([self._num_fantasies])
 
-    def posterior(  # type: ignore[override]
+    def posterior(
         self,
         X: Tensor,
         output_indices: Any = None,

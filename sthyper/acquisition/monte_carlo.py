@@ -6,7 +6,8 @@ import math
 import warnings
 
 import torch
-from botorch.acquisition import AcquisitionFunction, qLogExpectedImprovement, qLogNoisyExpectedImprovement
+from botorch.acquisition.acquisition import AcquisitionFunction
+from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpectedImprovement
 from botorch.acquisition.objective import ScalarizedPosteriorTransform
 from botorch.models.model import Model
 from botorch.sampling.normal import IIDNormalSampler, NormalMCSampler, SobolQMCNormalSampler
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from sthyper.acquisition.base import MeanStdAcquisition, log_expected_improvement, per_batch
+from sthyper.surrogates.custom import own_draws
 from sthyper.surrogates.gp_model import GPModel
 
 __all__ = ["JointExpectedImprovement", "NoisyExpectedImprovement", "SampledNoisyExpectedImprovement", "seeded_sampler"]
@@ -100,7 +102,7 @@ class JointExpectedImprovement(AcquisitionFunction):
         super().__init__(model=model)
         self._log = bool(log)  # BoTorch's name
         batched = isinstance(model, GPModel) and len(model.batch_shape) > 0
-        members = [model.member(i) for i in range(model.batch_shape[0])] if batched else [model]  # type: ignore[operator,index]
+        members = [model.member(i) for i in range(model.batch_shape[0])] if batched else [model]  # type: ignore[operator]
         best = torch.as_tensor(best_f).to(X_pending).expand(len(members))
         sampler = seeded_sampler(num_samples, len(X_pending) + 1, generator)
         self.parts = torch.nn.ModuleList(
@@ -114,7 +116,7 @@ class JointExpectedImprovement(AcquisitionFunction):
             for member, own in zip(members, best, strict=True)
         )
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
         """Return the acquisition function at points.
 
@@ -157,15 +159,16 @@ class SampledNoisyExpectedImprovement(AcquisitionFunction):
         super().__init__(model=model)
         self._log = bool(log)  # BoTorch's name
         X = torch.unique(X_baseline, dim=0)
-        self.part = qLogNoisyExpectedImprovement(
-            model,
-            X_baseline=X,
-            sampler=seeded_sampler(num_samples, len(X) + 1, generator),
-            posterior_transform=_minus(X),
-            cache_root=False,
-        )
+        with own_draws(generator):  # BoTorch draws a seed from the global generator
+            self.part = qLogNoisyExpectedImprovement(
+                model,
+                X_baseline=X,
+                sampler=seeded_sampler(num_samples, len(X) + 1, generator),
+                posterior_transform=_minus(X),
+                cache_root=False,
+            )
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
         """Return the acquisition function at points.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
-from botorch.acquisition import AcquisitionFunction
+from botorch.acquisition.acquisition import AcquisitionFunction
 from torch import Tensor
 
 from sthyper.acquisition.ascent import ascend
@@ -42,8 +43,9 @@ class OptimizerOptions:
             there are candidates of both kinds is looked at completely.
         num_local_candidates: Number of points around the incumbents.
         num_starts: Number of the best of them from which the gradient search starts.
-        num_discrete_starts: The same, if larger, for spaces with categorical hyperparameters, or others of few
-            values: from so many points the search over their values starts, and the ``num_starts`` best of what it finds are refined.
+        num_discrete_starts: The same, if larger, for spaces with categorical hyperparameters, or others of few values:
+            from so many points the search over their values starts, and the ``num_starts`` best of what it finds are
+            refined.
         max_iterations: Evaluations of the gradient search, each for all starts at once; 0 for none.
         max_rounds: Rounds of the local search over discrete hyperparameters; 0 for none.
 
@@ -188,7 +190,7 @@ def rank_candidates(
 def _values(acquisition: AcquisitionFunction, X: Tensor) -> Tensor:
     """Return acquisition values, shape (n,), of points of shape (n, d); those that are NaN become -inf."""
     with torch.no_grad():
-        values = torch.cat([acquisition(part.unsqueeze(-2)) for part in X.split(_CHUNK)])
+        values = torch.cat([acquisition(part.unsqueeze(-2)) for part in torch.split(X, _CHUNK)])
     return torch.nan_to_num(values, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
@@ -293,7 +295,10 @@ class _LocalSearch:
         if not len(around):
             return pool
         near = _Pool(around, _values(self.acquisition, around), torch.ones(len(around), dtype=torch.bool))
-        return pool.join(self.ascend(near.best(_NUM_EXPLORED), _SHORT + 1))
+        near = near.best(len(around))
+        chosen = (i for i, x in enumerate(near.X) if self.allowed is None or self.allowed(x))
+        near = near.take(list(islice(chosen, _NUM_EXPLORED)))
+        return pool.join(self.ascend(near, _SHORT + 1)) if len(near.X) else pool
 
     def snap(self, pool: _Pool) -> _Pool:
         """Go to the nearest configurations."""

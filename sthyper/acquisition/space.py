@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -222,7 +222,9 @@ class MixedSpace:
         for position, table in self._tables.items():
             where = self.slices[position]
             if len(table) > _MOST_NEIGHBOURS:
-                order = torch.arange(len(table)) if generator is None else torch.randperm(len(table), generator=generator)
+                order = (
+                    torch.arange(len(table)) if generator is None else torch.randperm(len(table), generator=generator)
+                )
                 table = table[order[:_MOST_NEIGHBOURS]]
             other = (table.unsqueeze(0) != X[:, where].unsqueeze(1)).any(-1)  # (k, K)
             owner, value = other.nonzero(as_tuple=True)
@@ -270,7 +272,7 @@ class MixedSpace:
         """Return the configuration of a point, shape (d,), which must be one of a configuration."""
         return self.encoder.decode(x.unsqueeze(0))[0]
 
-    def points(self, configs: list[Mapping[str, Any]]) -> Tensor:
+    def points(self, configs: Sequence[Mapping[str, Any]]) -> Tensor:
         """Return the points of configurations, shape (n, d)."""
         if self.canonicalize is not None:
             configs = [self.canonicalize(dict(config)) for config in configs]
@@ -282,4 +284,5 @@ def _sobol(p: int, n: int, generator: torch.Generator) -> Tensor:
     if not 0 < p <= SobolEngine.MAXDIM:
         return torch.rand(n, p, generator=generator, dtype=torch.float64)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    return SobolEngine(p, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+    engine = SobolEngine(p, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    return engine.draw(n, dtype=torch.float64)

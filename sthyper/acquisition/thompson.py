@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from botorch.acquisition import AcquisitionFunction
+from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
@@ -54,7 +54,7 @@ class ThompsonSampling(AcquisitionFunction):
         self._smooth: _SmoothFunction | None = None
         self._member: int | None = None
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
         """Return minus the function at points.
 
@@ -100,7 +100,7 @@ class IndependentThompsonSampling(MeanStdAcquisition):
         """Return minus the mean: the noise depends on the point and is added by :meth:`forward`."""
         return -mean
 
-    @t_batch_mode_transform(expected_q=1)
+    @t_batch_mode_transform(expected_q=1)  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
         """Return minus the draws at points.
 

@@ -28,10 +28,10 @@ class FeasibilitySearcher(BaseSearcher):
     """Makes another searcher avoid configurations that break constraints or fail.
 
     The other searcher is asked for proposals, one after the other. Each is taken with its probability of being
-    feasible; if ``num_draws`` of them are refused, the most feasible of all refused ones is taken. Refused proposals are
-    kept, and suggested when the other searcher has no more, so that a finite space or a grid is still used up. (At most
-    10 000 are kept, the more feasible ones.) Until something is known of feasibility, and for ``points_to_evaluate``,
-    the first proposal is taken.
+    feasible; if ``num_draws`` of them are refused, the most feasible of all refused ones is taken. Refused proposals
+    are kept, and suggested when the other searcher has no more, so that a finite space or a grid is still used up. (At
+    most 10 000 are kept, the more feasible ones.) Until something is known of feasibility, and for
+    ``points_to_evaluate``, the first proposal is taken.
 
     Args:
         searcher: The other searcher. It may not be used elsewhere.

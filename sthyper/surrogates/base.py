@@ -31,6 +31,8 @@ class Surrogate(ABC):
         transform: What is modelled in place of raw targets; standardised ones by default.
     """
 
+    _has_parameters = False
+
     def __init__(self, transform: TargetTransform | None = None) -> None:
         self.transform: TargetTransform = Standardize() if transform is None else transform
 
@@ -44,6 +46,7 @@ class Surrogate(ABC):
                 model is only conditioned on the data.
         """
         self.transform.fit(Y)
+        refit, self._has_parameters = refit or not self._has_parameters, True
         return self.build(X, self.transform.forward(Y), refit)
 
     @abstractmethod
@@ -53,7 +56,8 @@ class Surrogate(ABC):
         Args:
             X: Points of the unit cube, float64, shape (n, d).
             Z: Transformed targets, shape (n,).
-            refit: See :meth:`fit`; true at the first call.
+            refit: See :meth:`fit`; true at the first call, also at that after loading a state if the class does not
+                extend :meth:`state_dict`.
         """
 
     def parameters(self) -> dict[str, float]:
@@ -67,3 +71,5 @@ class Surrogate(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.transform.load_state_dict(state["transform"])
+        # Without a state of its own a subclass has lost its parameters.
+        self._has_parameters = type(self).state_dict is not Surrogate.state_dict

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from botorch.models.model import Model
-from botorch.posteriors import GPyTorchPosterior
+from botorch.posteriors.gpytorch import GPyTorchPosterior
 from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 
@@ -170,9 +170,7 @@ class ProbitClassifier:
         f, alpha = _newton_step(start, K, mean, sign)
         _, curvature = _slopes(f, sign)
         L = _cholesky_of_b(K, curvature.sqrt())
-        evidence = (
-            torch.special.log_ndtr(sign * f).sum() - 0.5 * alpha @ (f - mean) - L.diagonal().log().sum()
-        )
+        evidence = torch.special.log_ndtr(sign * f).sum() - 0.5 * alpha @ (f - mean) - L.diagonal().log().sum()
         return self.layout.negative_log_prior(values) - evidence
 
     def _fit_parameters(self, X: Tensor, success: Tensor) -> None:

@@ -141,8 +141,8 @@ def as_surrogate(obj: Any, structure: InputStructure | int, seed: int = 0) -> Su
                 model = SingleTaskGP(X, Z.unsqueeze(-1), covar_module=ScaleKernel(RBFKernel()))
                 if refit:
                     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-                    self.fitted = model.state_dict()
-                model.load_state_dict(self.fitted)
+                    self.fitted = dict(model.named_parameters())
+                model.load_state_dict(self.fitted, strict=False)
                 return model
 
         BayesianOptimization(space, metric="loss", search_options={"surrogate": MySurrogate()})

@@ -12,6 +12,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
 from gpytorch.models import ExactGP
+from linear_operator import to_linear_operator
 from torch import Tensor
 
 from sthyper.surrogates.kernels import KernelForm, RadialKernel
@@ -204,7 +205,7 @@ class GPModel(ExactGP, GPyTorchModel):
         else:
             mean, covariance = self._joint(X)
             covariance = covariance + torch.diag_embed(torch.zeros_like(mean) + extra)
-        result = GPyTorchPosterior(MultivariateNormal(mean, covariance))
+        result = GPyTorchPosterior(MultivariateNormal(mean, covariance if q == 1 else to_linear_operator(covariance)))
         return result if posterior_transform is None else posterior_transform(result)
 
     def _mean(self, X: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def random_model(seed: int) -> tuple[MixedSpace, Tensor, AcquisitionFunction]:
     return space, X[torch.argsort(Y)[:5]], LogExpectedImprovement(model, best)
 
 
-def enumerated(space: MixedSpace, acquisition: AcquisitionFunction, grid: int = 11) -> float:
+def enumerated(space: MixedSpace, acquisition: AcquisitionFunction, grid: int = 9) -> float:
     """The best value over all categories and a dense grid of the numbers."""
     line = torch.linspace(0.0, 1.0, grid, dtype=torch.float64)
     numbers = torch.cartesian_prod(line, line, line)
@@ -72,16 +72,15 @@ def enumerated(space: MixedSpace, acquisition: AcquisitionFunction, grid: int = 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(10))
 def test_the_best_of_enumeration_is_found(part: int) -> None:
     missed = 0
-    for seed in range(5 * part, 5 * part + 5):
+    for seed in range(2 * part, 2 * part + 2):
         space, incumbents, acquisition = random_model(seed)
         found = optimize_acquisition(acquisition, space, incumbents, generator(seed))[0]
         assert float(acquisition(found.x[None, None])) == pytest.approx(found.value, abs=1e-9)
         missed += found.value < enumerated(space, acquisition) - 1e-6
-    # All of the 20 are found; one may be missed on machines that round differently.
-    assert missed <= (part == 1)
+    assert missed == 0  # of all 20
 
 
 def test_several_maxima_are_found_at_once_within_the_box() -> None:
@@ -93,9 +92,12 @@ def test_several_maxima_are_found_at_once_within_the_box() -> None:
     starts = torch.tensor([[0.3, 0.1], [0.9, 0.9], [0.1, 0.6]], dtype=torch.float64)
     lower, upper = torch.zeros(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
     X, values = ascend(function, starts, lower, upper, 60, tolerance=1e-8, least_gain=1e-16)
-    expected = torch.tensor([[0.2, 0.3], [0.7, 1.0], [0.0, 0.5]], dtype=torch.float64)
-    assert torch.allclose(X[:2], expected[:2], atol=1e-5)
+    assert torch.allclose(X[0], centres[0], atol=1e-5)
+    assert bool(((X >= 0) & (X <= 1)).all())
     assert torch.allclose(values, function(X))
+    for i in range(3):  # a step to any side, within the box, is for the worse
+        for step in 1e-3 * torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]]):
+            assert float(function((X[i : i + 1] + step).clamp(0.0, 1.0))) <= float(values[i]) + 1e-12
     assert bool((values >= function(starts)).all())
     # Each start goes its own way: the others make no difference.
     for i in range(3):
@@ -240,7 +242,13 @@ def test_options_change_the_search() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_candidates", 1), ("num_local_candidates", -1), ("num_starts", 0), ("max_iterations", -1), ("max_rounds", -1)],
+    [
+        ("num_candidates", 1),
+        ("num_local_candidates", -1),
+        ("num_starts", 0),
+        ("max_iterations", -1),
+        ("max_rounds", -1),
+    ],
 )
 def test_options_out_of_range(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least"):

@@ -36,7 +36,9 @@ def problem(kernel: str, categorical: str, n: int = 8) -> tuple[MixedSpace, GPMo
 
 
 def draws(model: GPModel, X: Tensor, num_features: int = 64) -> Tensor:
-    return torch.stack([-ThompsonSampling(model, generator(i), num_features)(X.unsqueeze(-2)) for i in range(NUM_DRAWS)])
+    return torch.stack(
+        [-ThompsonSampling(model, generator(i), num_features)(X.unsqueeze(-2)) for i in range(NUM_DRAWS)]
+    )
 
 
 @pytest.mark.slow

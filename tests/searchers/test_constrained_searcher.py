@@ -33,13 +33,17 @@ class TestConstrainedSearcher(SearcherConformance):
         )
         return BayesianOptimizationSearcher(config_space, "loss", "min", points_to_evaluate, options)
 
+    @pytest.mark.slow
+    def test_state_continues_where_it_was_taken(self) -> None:
+        super().test_state_continues_where_it_was_taken()
+
 
 class TestConstrainedBaseline(SchedulerConformance):
     """The metric is its own constraint, which never holds."""
 
     def make_scheduler(self, config_space: dict[str, Any], random_seed: int) -> TrialScheduler:
         return ConstrainedBayesianOptimization(
-            config_space, "loss", "loss", search_options={**FAST, "num_init_random": 12}, random_seed=random_seed
+            config_space, "loss", "loss", search_options={**FAST, "num_init_random": 25}, random_seed=random_seed
         )
 
 
@@ -63,14 +67,14 @@ GRID = [(x, y) for x in (0.05, 0.35, 0.65, 0.95) for y in (0.1, 0.5, 0.9)]
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("form", [{}, {"acq_function": "ei"}, {"acq_function": "lcb"}, {"acq_function": "pi"}])
-def test_the_constraint_moves_the_suggestion(mode: str, form: dict[str, Any]) -> None:
+@pytest.mark.parametrize("form", ["logei", "ei", "lcb", "pi", "thompson", "nei", "lognei"])
+def test_the_constraint_moves_the_suggestion(mode: str, form: str) -> None:
     # The loss is best at x = 1, where the memory does not suffice.
     sign = 1 if mode == "min" else -1
     results = [(x, y, {"loss": sign * (1 - x) ** 2, "memory": 1e9 * x}) for x, y in GRID]
-    chosen = {}
+    chosen: dict[int, Any] = {}
     for constraint in (None, ["memory <= 4.5e8"], ["memory >= 2e8", "memory <= 4.5e8"]):
-        searcher = searcher_of({"outcome_constraints": constraint, **form}, mode)
+        searcher = searcher_of({"outcome_constraints": constraint, "acq_function": form}, mode)
         learn(searcher, results)
         config = searcher.get_config(50)
         assert config is not None
@@ -174,7 +178,9 @@ def test_a_constrained_metric_may_be_missing(caplog: pytest.LogCaptureFixture) -
         config = searcher.get_config(50)
     assert config is not None
     assert config["x"] > 0.6  # nothing is known, nothing is avoided
-    assert [record for record in caplog.records if "constrained metric 'memory'" in record.getMessage()] == caplog.records
+    assert [
+        record for record in caplog.records if "constrained metric 'memory'" in record.getMessage()
+    ] == caplog.records
     assert len(caplog.records) == 1
     # Of those that lack it the prediction counts: the one at .95 is not taken for the incumbent.
     learn(searcher, [(x, y, {"loss": (1 - x) ** 2, "memory": x}) for x, y in GRID if x < 0.9])
@@ -191,17 +197,17 @@ def test_failures_are_avoided() -> None:
     for learn_feasibility in (True, False):
         searcher = searcher_of({"learn_feasibility": learn_feasibility})
         for number, (x, y) in enumerate(GRID):
-            if x > 0.5:
+            if 0.2 < x < 0.8:
                 searcher.evaluation_failed(number, {"x": x, "y": y}, True)
             else:
-                searcher.on_trial_result(number, {"x": x, "y": y}, {"loss": -x}, True)
+                searcher.on_trial_result(number, {"x": x, "y": y}, {"loss": (x - 0.4) ** 2}, True)
         config = searcher.get_config(50)
         assert config is not None
         chosen[learn_feasibility] = config["x"]
         assert searcher.last_reason is not None
         assert (searcher.last_reason.feasibility is not None) == learn_feasibility, searcher.last_reason
-    assert chosen[True] < 0.55
-    assert chosen[False] > 0.6
+    assert 0.2 < chosen[False] < 0.8  # the middle is the least known
+    assert not 0.2 < chosen[True] < 0.8
 
 
 def test_failures_that_were_not_their_own_do_not_count() -> None:
@@ -226,6 +232,7 @@ def test_only_failures_so_far() -> None:
     assert searcher.last_reason.text == "nothing feasible is known"
 
 
+@pytest.mark.slow
 def test_fewer_failures_than_without() -> None:
     counts = {}
     for options in ({"learn_feasibility": True}, {}):
@@ -241,8 +248,8 @@ def test_fewer_failures_than_without() -> None:
             else:
                 ask_tell.tell(trial, {"loss": (x - 0.8) ** 2 + (y - 0.3) ** 2}, done=True)
         counts[bool(options)] = sum(failed)
-    assert counts[False] >= 16  # the best values are beyond the edge
-    assert counts[True] <= 12
+    assert counts[False] >= 20  # the best values are beyond the edge
+    assert counts[True] <= 16
 
 
 # ---- the baseline ----------------------------------------------------------------------------------------
@@ -305,17 +312,17 @@ def _best_feasible(scheduler: TrialScheduler, n: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # 500 trials, half a minute on an idle core
 def test_it_beats_plain_bayesian_optimisation_where_the_optimum_is_infeasible() -> None:
     space = {"x": uniform(-5, 10), "y": uniform(0, 15)}
-    options = {"num_init_candidates": 64, "num_local_candidates": 64}
     ours, plain = [], []
     for seed in range(10):
         ours.append(
             _best_feasible(
-                ConstrainedBayesianOptimization(space, "loss", "c", search_options=options, random_seed=seed), 25
+                ConstrainedBayesianOptimization(space, "loss", "c", search_options=FAST, random_seed=seed), 25
             )
         )
-        plain.append(_best_feasible(BayesianOptimization(space, "loss", search_options=options, random_seed=seed), 25))
+        plain.append(_best_feasible(BayesianOptimization(space, "loss", search_options=FAST, random_seed=seed), 25))
     assert all(a <= b for a, b in zip(ours, plain, strict=True))
     wins = sum(a < b - 1.0 for a, b in zip(ours, plain, strict=True))
     assert wins >= 9  # a sign test: 1 %

@@ -24,9 +24,7 @@ class TestLearnsFailures(SearcherConformance):
     def make_searcher(
         self, config_space: dict[str, Any], random_seed: int, points_to_evaluate: list[dict[str, Any]] | None
     ) -> BaseSearcher:
-        searcher = RandomSearcher(
-            config_space, "loss", points_to_evaluate=points_to_evaluate, random_seed=random_seed
-        )
+        searcher = RandomSearcher(config_space, "loss", points_to_evaluate=points_to_evaluate, random_seed=random_seed)
         return FeasibilitySearcher(searcher, learn_feasibility=True, num_draws=4, random_seed=random_seed)
 
 
@@ -189,7 +187,9 @@ def test_options_of_named_searchers() -> None:
         for options in ({"outcome_constraints": ["m < 1"]}, {"learn_feasibility": True}):
             scheduler = FIFOScheduler({"a": randint(0, 5)}, "loss", searcher=searcher, search_options=options)
             assert isinstance(scheduler.searcher, FeasibilitySearcher)
-            assert [c.metric for c in scheduler.searcher.constraints] == (["m"] if "outcome_constraints" in options else [])
+            assert [c.metric for c in scheduler.searcher.constraints] == (
+                ["m"] if "outcome_constraints" in options else []
+            )
         scheduler = FIFOScheduler({"a": randint(0, 5)}, "loss", searcher=searcher, search_options={})
         assert not isinstance(scheduler.searcher, FeasibilitySearcher)
     with pytest.raises(ValueError, match=r"outcome_constraints\[0\]='m = 1' cannot be parsed"):
@@ -198,7 +198,9 @@ def test_options_of_named_searchers() -> None:
         GridSearch({"a": randint(0, 5)}, "loss", search_options={"outcome_constraints": "m < 1"})
     with pytest.raises(TypeError, match="learn_feasibility must be True or False, got 1"):
         RandomSearch(SPACE, "loss", search_options={"learn_feasibility": 1})
-    scheduler = ASHA({**SPACE, "epochs": 9}, "loss", max_resource_attr="epochs", search_options={"learn_feasibility": True})
+    scheduler = ASHA(
+        {**SPACE, "epochs": 9}, "loss", max_resource_attr="epochs", search_options={"learn_feasibility": True}
+    )
     assert isinstance(scheduler.searcher, FeasibilitySearcher)
 
 

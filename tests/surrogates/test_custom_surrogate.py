@@ -20,6 +20,7 @@ from torch import Tensor
 from sthyper.baselines import BayesianOptimization
 from sthyper.config_space import choice, uniform
 from sthyper.schedulers import AskTellScheduler
+from sthyper.searchers.bayesopt import BayesianOptimizationSearcher, BayesOptOptions
 from sthyper.surrogates.base import Surrogate
 from sthyper.surrogates.custom import BoTorchSurrogate, CallableSurrogate, as_surrogate
 from sthyper.surrogates.inputs import InputStructure
@@ -42,7 +43,7 @@ class MySurrogate(Surrogate):
         model = SingleTaskGP(X, Z.unsqueeze(-1), covar_module=ScaleKernel(RBFKernel()))
         if refit:
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-            self.fitted = {name: value.detach().clone() for name, value in model.named_parameters()}
+            self.fitted = dict(model.named_parameters())
         model.load_state_dict(self.fitted, strict=False)
         return model
 
@@ -217,6 +218,26 @@ def test_what_is_no_surrogate_is_found_out_at_once(given: Any, message: str) -> 
 def test_a_model_without_posterior_is_an_error() -> None:
     with pytest.raises(TypeError, match="no posterior"):
         optimise(lambda X, Y: torch.nn.Linear(2, 1))
+
+
+def test_a_class_without_a_state_is_fitted_anew_after_loading() -> None:
+    def make() -> BayesianOptimizationSearcher:
+        options = BayesOptOptions(surrogate=MySurrogate(), num_init_random=2, random_seed=1)
+        return BayesianOptimizationSearcher(SPACE, "loss", options=options)
+
+    searcher = make()
+    for number in range(4):
+        config = searcher.get_config(number)
+        assert config is not None
+        searcher.on_trial_result(number, config, {"loss": config["x"] + config["y"] ** 2}, True)
+    pending = searcher.get_config(4)
+    twin = make()
+    twin.load_state_dict(searcher.state_dict())
+    for each in (searcher, twin):
+        each.register_pending(4, pending)
+        config = each.get_config(5)  # nothing new is known: no refit but for the one that has lost its parameters
+        assert each.last_reason is not None
+        assert each.last_reason.kind == "model"
 
 
 def test_a_model_for_categories_needs_some() -> None:

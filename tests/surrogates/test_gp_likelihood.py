@@ -17,7 +17,8 @@ from sthyper.surrogates.gp import GaussianProcess, GPOptions
 from sthyper.surrogates.inputs import InputStructure
 from sthyper.surrogates.likelihood import safe_cholesky
 
-# Two numbers, a categorical with three values, one with two (a single column of 1/4 and 3/4), and one of three that tells the task.
+# Two numbers, a categorical with three values, one with two (a single column of 1/4 and 3/4), and one of three that
+# tells the task.
 NAMES, GROUPS = ("u", "v", "kind", "flag", "task"), (0, 1, 2, 2, 2, 3, 4, 4, 4)
 CATEGORICAL = (False, False, True, True, True)
 PLAIN = InputStructure(NAMES[:4], GROUPS[:6], CATEGORICAL[:4])

@@ -12,7 +12,7 @@ from sthyper.surrogates.gp import GaussianProcess, GPOptions
 from sthyper.surrogates.gp_model import GPModel
 from sthyper.surrogates.inputs import InputStructure
 
-TRANSFORMS = ("halflog", "standardize", "boxcox", "identity")
+TRANSFORMS = ("taillog", "halflog", "standardize", "boxcox", "identity")
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

@@ -141,9 +141,7 @@ def test_parameters_are_kept_without_a_refit_and_in_the_state() -> None:
     twin.load_state_dict(classifier.state_dict())
     kept = classifier.fit(X, success, refit=False)
     assert classifier.parameters() == before
-    assert torch.equal(
-        twin.fit(X, success, refit=False).posterior(X[:, None]).mean, kept.posterior(X[:, None]).mean
-    )
+    assert torch.equal(twin.fit(X, success, refit=False).posterior(X[:, None]).mean, kept.posterior(X[:, None]).mean)
     classifier.fit(X, success)
     assert classifier.parameters() != before
 

@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sthyper.surrogates.transforms import BoxCox, HalfLog, Identity, Standardize, TargetTransform, target_transform
+from sthyper.surrogates.transforms import (
+    BoxCox,
+    HalfLog,
+    Identity,
+    Standardize,
+    TailLog,
+    TargetTransform,
+    target_transform,
+)
 
-NAMES = ("standardize", "halflog", "boxcox", "identity")
+NAMES = ("standardize", "taillog", "halflog", "boxcox", "identity")
 ODD = {
     "one": [3.0],
     "constant": [2.0] * 7,
@@ -39,7 +47,7 @@ def fitted(name: str, Y: Tensor) -> TargetTransform:
 
 
 def test_names() -> None:
-    kinds = {"standardize": Standardize, "halflog": HalfLog, "boxcox": BoxCox, "identity": Identity}
+    kinds = dict(zip(NAMES, (Standardize, TailLog, HalfLog, BoxCox, Identity), strict=True))
     assert {name: type(target_transform(name)) for name in NAMES} == kinds
     assert target_transform("halflog") is not target_transform("halflog")
     with pytest.raises(ValueError, match="target_transform='halflogs' is unknown.*halflog"):
@@ -63,7 +71,7 @@ def test_odd_data_stay_finite_and_in_order(name: str, case: str) -> None:
     assert torch.isfinite(transform.inverse(Z)).all()
 
 
-@pytest.mark.parametrize("name", ["standardize", "halflog", "boxcox"])
+@pytest.mark.parametrize("name", ["standardize", "taillog", "halflog", "boxcox"])
 @pytest.mark.parametrize("case", ["constant", "two", "ties", "most are the best", "most are the worst", "huge"])
 def test_models_see_mean_0_and_deviation_1(name: str, case: str) -> None:
     Y = tensor(ODD[case])
@@ -82,7 +90,7 @@ def test_identity_leaves_targets() -> None:
 sizes = st.floats(min_value=-1e6, max_value=1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 
 
-@pytest.mark.parametrize("name", ["standardize", "halflog", "identity"])
+@pytest.mark.parametrize("name", ["standardize", "taillog", "halflog", "identity"])
 @given(values=st.lists(sizes, min_size=1, max_size=12), new=st.lists(sizes, min_size=2, max_size=5))
 def test_the_inverse_gives_targets_back(name: str, values: list[float], new: list[float]) -> None:
     Y, others = tensor(values), tensor(new).sort().values
@@ -148,20 +156,32 @@ def test_half_log_is_linear_below_the_median_and_logarithmic_above() -> None:
     assert torch.allclose(better.diff(), (1 / (2 * transform.std)) * torch.ones(2).double())
 
 
-def test_an_outlier_does_not_set_the_scale_of_half_log() -> None:
+def test_tail_log_is_linear_as_far_above_the_median_as_below() -> None:
+    Y = tensor([1.0, 2.0, 3.0, 4.0, 5.0, 9.0, 2.5])
+    transform = TailLog()
+    transform.fit(Y)
+    assert (transform.median, transform.spread) == (3.0, 2.0)
+    # u = (y - 3) / 2 up to 1, then 1 + log(u)
+    expected = tensor([-1.0, -0.5, 0.0, 0.5, 1.0, 1.0 + math.log(3.0), -0.25])
+    assert torch.allclose(transform.forward(Y) * transform.std + transform.mean, expected)
+
+
+@pytest.mark.parametrize("name", ["taillog", "halflog"])
+def test_an_outlier_does_not_set_the_scale_of_logarithms(name: str) -> None:
     Y = tensor([1.0, 1.1, 0.9, 1.2, 1.05, 1e6])
-    standard, half = fitted("standardize", Y).forward(Y), fitted("halflog", Y).forward(Y)
+    standard, half = fitted("standardize", Y).forward(Y), fitted(name, Y).forward(Y)
     assert float(standard[3] - standard[2]) < 1e-5
     assert float(half[3] - half[2]) > 0.2
 
 
-def test_half_log_with_most_targets_the_best_takes_the_next_difference_as_its_unit() -> None:
-    transform = HalfLog()
-    transform.fit(tensor([1.0] * 6 + [1.5, 50.0]))
-    assert (transform.median, transform.spread) == (1.0, 0.5)
-    constant = HalfLog()
-    constant.fit(tensor([4.0, 4.0]))
-    assert (constant.median, constant.spread) == (4.0, 1.0)
+def test_with_most_targets_the_best_logarithms_take_the_next_difference_as_its_unit() -> None:
+    for kind in (HalfLog, TailLog):
+        transform = kind()
+        transform.fit(tensor([1.0] * 6 + [1.5, 50.0]))
+        assert (transform.median, transform.spread) == (1.0, 0.5)
+        constant = kind()
+        constant.fit(tensor([4.0, 4.0]))
+        assert (constant.median, constant.spread) == (4.0, 1.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,7 +198,7 @@ def test_the_state_is_all_that_was_learned(name: str) -> None:
 
 
 def test_a_fit_replaces_the_last_one() -> None:
-    for name in ("standardize", "halflog"):
+    for name in ("standardize", "taillog", "halflog"):
         transform = fitted(name, tensor([1.0, 2.0, 3.0]))
         transform.fit(tensor([10.0, 20.0, 60.0]))
         again = fitted(name, tensor([10.0, 20.0, 60.0]))

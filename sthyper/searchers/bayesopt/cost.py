@@ -214,7 +214,7 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
     # ---- suggestions ---------------------------------------------------------------------------------
 
     def get_config(self, trial_id: int | str) -> dict[str, Any] | None:
-        if len(self._ended_without_cost) >= max(_PATIENCE, self._num_init_random):
+        if len(self._ended_without_cost) >= _PATIENCE:
             names = [name for name in self._names_in_reports if not name.startswith("st_")]
             raise ValueError(
                 f"cost_attr={self._cost_name!r} is missing in all reports of {len(self._ended_without_cost)} trials "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from botorch.acquisition import AcquisitionFunction
+from botorch.acquisition.acquisition import AcquisitionFunction
 from torch import Tensor
 
 from sthyper.acquisition.constrained import (
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Feasibility", "FeasibilityData", "FeasibilityModel", "collect_feasibility"]
 
 _CAUTION = 20.0
-"""Below 1/2 the probability that a trial does not fail is nearly a bound, in the manner of a chance constraint. Often the
-best configurations are the largest that still fit into memory; with less caution most trials there would fail."""
+"""Below 1/2 the probability that a trial does not fail is nearly a bound, in the manner of a chance constraint. Often
+the best configurations are the largest that still fit into memory; with less caution most trials there would fail."""
 _SOFT = 0.1
 """Temperature of soft improvements, in standard deviations of the targets."""
 
