@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from botorch.models.model import Model
 from botorch.posteriors.gpytorch import GPyTorchPosterior
-from gpytorch.distributions import MultivariateNormal
+from gpytorch.distributions import MultivariateNormal  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sthyper.surrogates.fit import minimize_bounded

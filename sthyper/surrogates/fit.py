@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def _pools() -> Any:
-    from threadpoolctl import ThreadpoolController
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController()
 
@@ -73,7 +73,7 @@ def minimize_bounded(
     Returns:
         The best minimum, ``None`` if there is none from any start.
     """
-    from scipy.optimize import minimize
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
 
     bounds = list(zip(lower.tolist(), upper.tolist(), strict=True))
     count = 0

@@ -161,7 +161,7 @@ class GaussianProcess(Surrogate):
         where = self.layout.slices
         residual = targets - values["mean"]
         Z = self.form.scaled(X, values, self._inverse)
-        likelihood = NegativeLogLikelihood.apply(
+        likelihood = NegativeLogLikelihood.apply(  # type: ignore[no-untyped-call]
             theta[where["outputscale"]].squeeze(-1), theta[where["noise"]].squeeze(-1), residual, self.form, *Z
         )
         result: Tensor = likelihood + prior + jacobian

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from botorch.models.gpytorch import GPyTorchModel
-from botorch.posteriors import GPyTorchPosterior
-from gpytorch.distributions import MultivariateNormal
-from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.means import ConstantMean
-from gpytorch.models import ExactGP
-from linear_operator import to_linear_operator
+from botorch.posteriors.gpytorch import GPyTorchPosterior
+from gpytorch.distributions import MultivariateNormal  # type: ignore[import-untyped]
+from gpytorch.likelihoods import GaussianLikelihood  # type: ignore[import-untyped]
+from gpytorch.means import ConstantMean  # type: ignore[import-untyped]
+from gpytorch.models import ExactGP  # type: ignore[import-untyped]
+from linear_operator import to_linear_operator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sthyper.surrogates.kernels import KernelForm, RadialKernel
@@ -25,7 +25,7 @@ _LEAST_OF_POSTERIOR = 1.001e-10
 """GPyTorch raises variances below 1e-10 with a warning."""
 
 
-class GPModel(ExactGP, GPyTorchModel):
+class GPModel(ExactGP, GPyTorchModel):  # type: ignore[misc]
     """A Gaussian process with given parameters, conditioned on data.
 
     GPyTorch knows it as any of its models; :meth:`posterior` does without its machinery: the Cholesky factor of the
@@ -176,7 +176,6 @@ class GPModel(ExactGP, GPyTorchModel):
     def posterior(
         self,
         X: Tensor,
-        output_indices: Any = None,
         observation_noise: bool | Tensor = False,
         posterior_transform: Any = None,
     ) -> Any:
@@ -184,7 +183,6 @@ class GPModel(ExactGP, GPyTorchModel):
 
         Args:
             X: Points, shape ``batch x q x d``; in the units of the model's inputs.
-            output_indices: Not used: there is one output.
             observation_noise: Whether to add the variance of the noise, or variances to add: 0-d, or a shape that
                 broadcasts with ``batch x q x 1``.
             posterior_transform: Applied to the posterior.
@@ -276,6 +274,6 @@ def _solve(L: Tensor, R: Tensor) -> Tensor:
 
 
 def _at_least_zero() -> Any:
-    from gpytorch.constraints import GreaterThan
+    from gpytorch.constraints import GreaterThan  # type: ignore[import-untyped]
 
     return GreaterThan(0.0, transform=torch.exp, inv_transform=torch.log)

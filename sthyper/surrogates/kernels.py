@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sthyper.errors import closest
@@ -281,7 +281,7 @@ class KernelForm:
         return total, slopes
 
 
-class RadialKernel(Kernel):
+class RadialKernel(Kernel):  # type: ignore[misc]
     """A :class:`KernelForm` with values, as a GPyTorch kernel.
 
     Args:
@@ -308,12 +308,11 @@ class RadialKernel(Kernel):
         values["lengthscale"] = values.pop("lengthscales")
         return values
 
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False) -> Tensor:  # type: ignore[override]
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False) -> Tensor:
         """Return covariances, shape ``batch x n x m``, or with ``diag`` their diagonal."""
         values = self.values()
         s = values["outputscale"]
         if diag:
-            shape = torch.broadcast_shapes(x1.shape[:-1], (*s.shape[:-1], 1))
-            return s.expand(shape)
+            return s + torch.zeros_like(x1[..., 0])
         Z1, Z2 = self.form.scaled(x1, values, self.inverse), self.form.scaled(x2, values, self.inverse)
         return s.unsqueeze(-1) * self.form.correlation(Z1, Z2)

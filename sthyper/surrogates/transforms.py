@@ -207,7 +207,7 @@ _TRANSFORMS: dict[str, Callable[[], TargetTransform]] = {
 
 
 def target_transform(name: str) -> TargetTransform:
-    """Return a new transform by its name: ``"standardize"``, ``"taillog"``, ``"halflog"``, ``"boxcox"`` or ``"identity"``.
+    """Return a new transform: ``"standardize"``, ``"taillog"``, ``"halflog"``, ``"boxcox"`` or ``"identity"``.
 
     Raises:
         ValueError: If the name is unknown.

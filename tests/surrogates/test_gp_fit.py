@@ -245,6 +245,10 @@ def test_the_state_gives_the_same_next_fit() -> None:
     second.load_state_dict(first.state_dict())
     assert second.parameters() == first.parameters()
     assert second.transform.state_dict() == first.transform.state_dict()
+    assert torch.equal(
+        first.fit(X[:15], Y[:15], refit=False).predict(X)[0], second.fit(X[:15], Y[:15], refit=False).predict(X)[0]
+    )
+    assert second.parameters() == first.parameters()
     for n in (16, 30):  # a warm start alone, and one beside a full fit, which draws
         one, other = first.fit(X[:n], Y[:n]), second.fit(X[:n], Y[:n])
         assert first.parameters() == second.parameters()

@@ -189,14 +189,16 @@ def test_a_full_bayesian_fit_is_a_batch_of_its_samples() -> None:
     process._samples = torch.stack([process.layout.random_start(generator(i)) for i in range(3)])
     X = points(12)
     Y = targets(X)
-    model = process.fit(X, Y, refit=False)
+    process.transform.fit(Y)
+    Z = process.transform.forward(Y)
+    model = process.build(X, Z, refit=False)
     new = points(6, seed=2)
     mean, variance = model.predict(new)
     assert mean.shape == (3, 6)
     for i in range(3):
         single = GaussianProcess(D, GPOptions())
         single._theta = process._samples[i]
-        expected = single.fit(X, Y, refit=False).predict(new)
+        expected = single.build(X, Z, refit=False).predict(new)
         assert torch.allclose(mean[i], expected[0], **TOLERANCE)
         assert torch.allclose(variance[i], expected[1], **TOLERANCE)
 

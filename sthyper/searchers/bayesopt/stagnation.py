@@ -16,8 +16,8 @@ def needed_improvement(Z: Tensor) -> float:
     """Return the improvement that the next suggestion is to be expected to exceed, in the units of the targets.
 
     While results improve it is 0. Where the expected improvement polishes a local optimum, trial after trial gains next
-    to nothing: near the incumbent the model is certain of that little, while it knows nothing of places where more is to
-    be had. From the third trial without an improvement worth the name on, every second suggestion asks for more: .04
+    to nothing: near the incumbent the model is certain of that little, while it knows nothing of places where more is
+    to be had. From the third trial without an improvement worth the name on, every second suggestion asks for more: .04
     standard deviations, and twice as much each time, up to 1. The others go on polishing.
 
     Args:
