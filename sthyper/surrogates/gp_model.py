@@ -173,7 +173,7 @@ class GPModel(ExactGP, GPyTorchModel):  # type: ignore[misc]
         variance = (self._values["outputscale"] - V.square().sum(-2)).clamp_min(_LEAST_VARIANCE)
         return mean, variance.expand(mean.shape)
 
-    def posterior(
+    def posterior(  # type: ignore[override]
         self,
         X: Tensor,
         observation_noise: bool | Tensor = False,

@@ -26,6 +26,7 @@ from sthyper.searchers.base import SearcherContext
 from sthyper.searchers.random import RandomSearcher
 from sthyper.searchers.sklearn import SKLearnSurrogateSearcher
 from sthyper.surrogates.sklearn_estimators import SKLearnEstimator, SKLearnPredictor
+from sthyper.testing import SearcherConformance
 
 SPACE: dict[str, Any] = {"x": uniform(-2.0, 2.0), "n": randint(1, 9), "kind": choice(["a", "b", "c"])}
 GRID: dict[str, Any] = {"n": randint(1, 4), "kind": choice(["a", "b", "c"])}
@@ -121,6 +122,23 @@ def test_the_seed_is_given_or_that_of_the_scheduler() -> None:
 
 def test_the_number_of_candidates_matters() -> None:
     assert run(make(num_initial_candidates=2), 8) != run(make(num_initial_candidates=200), 8)
+
+
+class TestConformance(SearcherConformance):
+    n_suggestions = 6
+
+    def make_searcher(
+        self, config_space: dict[str, Any], random_seed: int, points_to_evaluate: list[dict[str, Any]] | None
+    ) -> SKLearnSurrogateSearcher:
+        return SKLearnSurrogateSearcher(
+            config_space,
+            "loss",
+            BayesianRidge(),
+            points_to_evaluate=points_to_evaluate,
+            num_initial_candidates=16,
+            num_initial_random_choices=2,
+            random_seed=random_seed,
+        )
 
 
 class Scores:

@@ -283,6 +283,7 @@ SUITES: dict[str, tuple[str, str]] = {
     "searchers.feasible.FeasibilitySearcher": ("searchers/test_feasible_searcher.py", "TestLearnsFailures"),
     "searchers.grid.GridSearcher": ("searchers/test_grid.py", "TestConformance"),
     "searchers.random.RandomSearcher": ("testing/test_conformance.py", "TestRandomSearcher"),
+    "searchers.sklearn.SKLearnSurrogateSearcher": ("searchers/test_sklearn_searcher.py", "TestConformance"),
     "stopping_criterion.PlateauStopper": (HERE, "TestPlateau"),
     "stopping_criterion.StoppingCriterion": (HERE, "TestCounts"),
 }
