@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["kumaraswamy"]
 
 _MARGIN = 1e-6
-"""Inputs keep this distance from 0 and 1, where the derivative may be infinite."""
+"""[0, 1] is mapped to what is left with this margin first: the derivative may be infinite at 0 and 1."""
 
 
 def kumaraswamy(X: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -22,5 +22,5 @@ def kumaraswamy(X: Tensor, a: Tensor, b: Tensor) -> Tensor:
     References:
         Snoek et al., "Input Warping for Bayesian Optimization of Non-stationary Functions", ICML 2014
     """
-    x = X.clamp(_MARGIN, 1.0 - _MARGIN)
+    x = X.clamp(0.0, 1.0) * (1.0 - 2.0 * _MARGIN) + _MARGIN
     return -torch.expm1(b * torch.log1p(-torch.exp(a * x.log())))

@@ -109,7 +109,7 @@ def correlation(case: Case, values: dict[str, np.ndarray], A: np.ndarray, B: np.
         for column in (0, 1):
             a, b = values["warping_a"][column], values["warping_b"][column]
             for points in (A, B):
-                x = np.clip(points[:, column], 1e-6, 1 - 1e-6)
+                x = points[:, column] * (1 - 2e-6) + 1e-6
                 points[:, column] = 1 - (1 - x**a) ** b
     delta2 = (A[:, None, :] - B[None, :, :]) ** 2
     own = {0: [0], 1: [1], 2: [2, 3, 4], 3: [5]}
