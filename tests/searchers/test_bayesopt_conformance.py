@@ -42,6 +42,7 @@ class TestBayesianOptimization(SearcherConformance):
         )
 
 
+@pytest.mark.slow
 class TestSyneTunePreset(TestBayesianOptimization):
     options: ClassVar[dict[str, Any]] = {"preset": "syne-tune"}
 
@@ -52,6 +53,7 @@ class TestUsersModel(TestBayesianOptimization):
         return {"surrogate": BayesianRidge()}
 
 
+@pytest.mark.slow
 class TestRepeats(TestBayesianOptimization):
     repeats_configurations = True
     options: ClassVar[dict[str, Any]] = {"allow_duplicates": True}
@@ -66,6 +68,7 @@ class TestBaseline(SchedulerConformance):
         return BayesianOptimization(config_space, "loss", random_seed=random_seed, search_options=options)
 
 
+@pytest.mark.slow
 class TestBoTorchBaseline(SchedulerConformance):
     n_positions = 3
 

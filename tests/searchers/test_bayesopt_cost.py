@@ -450,6 +450,7 @@ def test_the_first_suggestion_after_loading_is_no_cold_fit(kind: str, monkeypatc
     assert twin.get_config(101) == searcher.get_config(101)
 
 
+@pytest.mark.slow
 class TestCoarse(SearcherConformance):
     n_suggestions = 6
 
@@ -479,6 +480,7 @@ class TestFine(SearcherConformance):
         return CostAwareBayesianOptimizationSearcher(config_space, "loss", "min", points_to_evaluate, given)
 
 
+@pytest.mark.slow
 class TestBaseline(SchedulerConformance):
     n_positions = 6
 

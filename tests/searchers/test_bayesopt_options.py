@@ -116,6 +116,7 @@ CHANGES: dict[str, Change] = {
     "target_transform": Change("standardize"),
     "categorical_kernel": Change("exchangeable"),
     "mcmc_samples": Change(2, run={"number": 5}),
+    "escape_stagnation": Change(False, run={"number": 16}),
     "incumbent": Change("model", run={"noise": 0.4}),
     "canonicalize": Change(lambda config: {**config, "n": 1}),
 }

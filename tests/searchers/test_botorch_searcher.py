@@ -21,6 +21,7 @@ from sthyper.testing._checks import global_generators_untouched
 SPACE: dict[str, Any] = {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0), "epochs": 3}
 
 
+@pytest.mark.slow
 class TestBoTorchConformance(SearcherConformance):
     n_suggestions = 4
 
@@ -30,7 +31,6 @@ class TestBoTorchConformance(SearcherConformance):
         options = BoTorchOptions(random_seed=random_seed, num_init_random=2)
         return BoTorchSearcher(config_space, "loss", points_to_evaluate=points_to_evaluate, options=options)
 
-    @pytest.mark.slow
     @pytest.mark.timeout(120)
     def test_state_continues_where_it_was_taken(self) -> None:
         super().test_state_continues_where_it_was_taken()
@@ -65,7 +65,7 @@ def kinds(searcher: BoTorchSearcher, n: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("mode", ["min", pytest.param("max", marks=pytest.mark.slow)])
 def test_it_finds_the_optimum_and_leaves_global_draws_alone(mode: str) -> None:
     searcher = make(mode=mode)
     with global_generators_untouched():
@@ -130,6 +130,7 @@ def test_state_continues() -> None:
     assert twin.model_parameters()
 
 
+@pytest.mark.slow
 def test_every_option_has_an_effect() -> None:
     def suggestion(pending: bool = False, **options: Any) -> dict[str, Any]:
         searcher = make(**options)
@@ -156,6 +157,7 @@ def test_every_option_has_an_effect() -> None:
     assert suggestion(pending=True, no_fantasizing=True) == usual
 
 
+@pytest.mark.slow
 def test_duplicates_are_replaced_until_the_space_is_used_up() -> None:
     space = {"a": choice(["p", "q", "r"]), "n": randint(1, 3)}
     searcher = BoTorchSearcher(space, "loss", options=BoTorchOptions(random_seed=0))
