@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
-from sthyper.config_space import uniform
-from sthyper.searchers.base import SearcherContext
-from sthyper.searchers.bayesopt import BayesianOptimizationSearcher, BayesOptOptions
+from sthyper.searchers.bayesopt import BayesOptOptions
+from sthyper.searchers.bayesopt.acquire import acquire
 from sthyper.searchers.bayesopt.stagnation import needed_improvement
+from sthyper.surrogates import GaussianProcess
 
 
 def stuck_for(trials: int) -> torch.Tensor:
@@ -43,22 +40,18 @@ def test_equal_targets_ask_for_nothing() -> None:
     assert needed_improvement(torch.zeros(9).double()) == 0.0
 
 
-def test_the_next_suggestion_leaves_what_was_polished() -> None:
-    """Eight results right at the optimum of a bowl, after ten at random."""
-    rng = np.random.Generator(np.random.PCG64(0))
-    points = rng.random((10, 2)).tolist() + [[0.3 + 1e-4 * i, 0.6 - 1e-4 * i] for i in range(8, 0, -1)]
-    distances = {}
+@pytest.mark.parametrize("name", ["logei", "ei", "pi"])
+def test_the_acquisition_function_asks_for_it(name: str) -> None:
+    X = torch.linspace(0.0, 1.0, 15).double().unsqueeze(-1)
+    Y = stuck_for(5)
+    process = GaussianProcess(1)
+    model = process.fit(X, Y)
+    Z = process.transform.forward(Y)
+    assert needed_improvement(Z) > 0.0
+    asked = {}
     for escape in (True, False):
-        options = BayesOptOptions(escape_stagnation=escape, random_seed=0, num_init_random=3)
-        space = {"x": uniform(0.0, 1.0), "y": uniform(0.0, 1.0)}
-        searcher = BayesianOptimizationSearcher(space, "loss", points_to_evaluate=[], options=options)
-        searcher.configure(SearcherContext("loss"))
-        for number, (x, y) in enumerate(points):
-            loss = (x - 0.3) ** 2 + (y - 0.6) ** 2
-            searcher.on_trial_result(number, {"x": x, "y": y}, {"loss": loss}, True)
-        config = searcher.get_config(len(points))
-        assert config is not None
-        distances[escape] = math.hypot(config["x"] - 0.3, config["y"] - 0.6)
-    assert distances[False] < 0.02
-    assert distances[True] > 5 * distances[False]
-    assert distances[True] > 0.1
+        options = BayesOptOptions(acq_function=name, escape_stagnation=escape)
+        acquisition, incumbent = acquire(model, process.transform, X, Y, X[:0], options, torch.Generator())
+        assert incumbent == pytest.approx(float(Y.min()))
+        asked[escape] = acquisition.jitter
+    assert asked == {True: pytest.approx(needed_improvement(Z)), False: 0.0}
