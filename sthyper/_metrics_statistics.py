@@ -3,18 +3,94 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from sthyper.trial import copied
 
-__all__ = ["MetricsStatistics"]
+__all__ = ["BREAKS", "KEEPS", "UNKNOWN", "Constraint", "ConstraintRecord", "MetricsStatistics", "none_keeps"]
 
 logger = logging.getLogger(__name__)
 
 _INF = float("inf")
 _LARGEST = sys.float_info.max
 """Finite means within this; integers beyond could not be added to a float."""
+
+KEEPS, UNKNOWN, BREAKS = 0, 1, 2
+"""What a report is known to do to constraints, from good to bad."""
+
+
+class Constraint(Protocol):
+    """What is asked of :class:`~sthyper.searchers.bayesopt.OutcomeConstraint` here."""
+
+    @property
+    def metric(self) -> str: ...
+
+    def holds(self, value: float) -> bool: ...
+
+
+class ConstraintRecord:
+    """Says of each report whether it keeps the constraints on reported metrics.
+
+    Where a report lacks a metric, or has NaN, the last value of its trial counts: what does not change, such as the
+    size of a model, is often reported once.
+
+    Args:
+        constraints: The constraints.
+    """
+
+    def __init__(self, constraints: Sequence[Constraint] = ()) -> None:
+        self.constraints = tuple(constraints)
+        self._metrics = tuple(dict.fromkeys(constraint.metric for constraint in self.constraints))
+        self._last: dict[int, dict[str, float]] = {}
+
+    def add(self, trial_id: int, report: Mapping[str, Any]) -> int:
+        """Take in a trial's next report; return :data:`KEEPS`, :data:`UNKNOWN` or :data:`BREAKS`.
+
+        It is ``KEEPS`` if there are no constraints, and ``UNKNOWN`` if none is known to be broken and a metric was not
+        reported yet.
+        """
+        if not self.constraints:
+            return KEEPS
+        known = self.values(trial_id, report)
+        rank = KEEPS
+        for constraint in self.constraints:
+            value = known.get(constraint.metric)
+            if value is None:
+                rank = UNKNOWN
+            elif not constraint.holds(value):
+                return BREAKS
+        return rank
+
+    def values(self, trial_id: int, report: Mapping[str, Any]) -> dict[str, float]:
+        """Take in a trial's next report; return the constrained metrics that are known of it."""
+        known = self._last.setdefault(trial_id, {})
+        for name in self._metrics:
+            value = report.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+                known[name] = value
+        return known
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes, as plain containers."""
+        return {"last": [[trial_id, dict(known)] for trial_id, known in self._last.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._last = {trial_id: dict(known) for trial_id, known in state["last"]}
+
+
+def none_keeps(constraints: Sequence[Constraint], metric: str) -> str:
+    """Return the warning that the best trial is known not to keep the constraints, or not known to.
+
+    Args:
+        constraints: The constraints.
+        metric: The metric whose best value was asked for.
+    """
+    texts = ", ".join(map(str, constraints))
+    return f"no report with a finite {metric!r} is known to keep all constraints ({texts}); the best others count"
 
 
 class MetricsStatistics:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sthyper._experiment_plots import is_finite, plot_running_best, plot_trials
 from sthyper._journal_view import ExperimentRecord, TrialSummary, read_experiment
+from sthyper._metrics_statistics import KEEPS, ConstraintRecord, none_keeps
 from sthyper.constants import (
     RESERVED_PREFIX,
     ST_CHECKPOINTS_DIRNAME,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from sthyper.searchers.bayesopt.constraints import OutcomeConstraint
     from sthyper.tuner import Tuner
 
 __all__ = [
@@ -59,7 +61,10 @@ class ExperimentResult:
     """A view of an experiment's record; the record is read when something of it is asked for, and then kept.
 
     What is missing (no report yet, no metadata) is empty or ``None``, never an error. Values that are not finite are
-    never best. Call :func:`load_experiment` again to see what a running experiment has added.
+    never best. If the scheduler had constraints on reported metrics, what is best is sought among the reports that
+    keep them; if there are none, a warning is logged, and it is sought among those of which it is not known, or else
+    among all. (A report that lacks a constrained metric has the last value that its trial reported.) Call
+    :func:`load_experiment` again to see what a running experiment has added.
 
     Args:
         name: Name of the experiment.
@@ -99,6 +104,20 @@ class ExperimentResult:
         """Return ``"min"`` or ``"max"``, or one of them for each metric."""
         mode: str | list[str] = self.metadata.get("metric_mode") or "min"
         return mode
+
+    @cached_property
+    def outcome_constraints(self) -> tuple[OutcomeConstraint, ...]:
+        """The constraints on reported metrics that what is best has to keep."""
+        from sthyper.searchers.bayesopt.constraints import OutcomeConstraint
+
+        texts = self.metadata.get("outcome_constraints")
+        if texts is None:  # of an earlier version
+            return ()
+        try:
+            return tuple(OutcomeConstraint.from_text(text) for text in texts)
+        except (TypeError, ValueError) as error:
+            logger.warning("%s: the constraints in its metadata are passed over: %s", self.name, error)
+            return ()
 
     def entrypoint_name(self) -> str | None:
         """Return the name of the training script without its ending."""
@@ -168,6 +187,7 @@ class ExperimentResult:
             mode,
             self.metadata.get("resource_attr"),
             [(k, self.trials[k].config, rows, self.trials[k].status == "Completed") for k, rows in reports.items()],
+            self.outcome_constraints,
         )
         return None if trial_id is None else (last[trial_id], trial_id, reports[trial_id][-1][name])
 
@@ -186,6 +206,8 @@ class ExperimentResult:
     @property
     def best_checkpoint(self) -> Path | None:
         """Checkpoint of the best trial: its best one if the trial marked one, else its newest file.
+
+        The mark is by the metric alone: where a trial breaks a constraint at times, it may be of such a time.
 
         ``None`` if there is no best trial or it has none.
         """
@@ -243,13 +265,18 @@ class ExperimentResult:
         name, mode = metric_name_mode(self.metric_names(), self.metric_mode(), metric)
         if name not in self._best_rows:
             found: tuple[int, int, float] | None = None
+            record, least = ConstraintRecord(self.outcome_constraints), (KEEPS, 0.0)
             for index, row in enumerate(self._record.table.rows(joined=False)):
+                rank = record.add(row[ST_TRIAL_ID], row)
                 value = row.get(name)
                 if is_finite(value):
                     assert value is not None
-                    if found is None or (value < found[2] if mode == "min" else value > found[2]):
-                        found = (index, row[ST_TRIAL_ID], value)
+                    key = (rank, value if mode == "min" else -value)
+                    if found is None or key < least:
+                        found, least = (index, row[ST_TRIAL_ID], value), key
             self._best_rows[name] = found
+            if found is not None and least[0] != KEEPS:
+                logger.warning("%s: %s", self.name, none_keeps(self.outcome_constraints, name))
         return self._best_rows[name]
 
     @cached_property

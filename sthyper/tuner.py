@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sthyper._lock import LockLost
+from sthyper._metrics_statistics import none_keeps
 from sthyper._tune import tune
 from sthyper._tuning.adoption import FreshStart, scheduler_traits
 from sthyper._tuning.changes import Changes, plan_resume
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
 __all__ = ["Tuner", "tune"]
 
 logger = logging.getLogger(__name__)
+
+_MAX_SUGGESTION_WAIT = 5.0
+"""Seconds that an experiment which has ended waits for a suggestion that is being computed."""
 
 
 class Tuner:
@@ -187,7 +191,7 @@ class Tuner:
         self._steering = Steering(scheduler)
         add_experiments(warm_start, scheduler, self._steering)
         self._clock = RealTimeKeeper()
-        self.tuning_status = TuningStatus(scheduler.metric_names(), clock=self._time)
+        self.tuning_status = TuningStatus(scheduler.metric_names(), self._time, scheduler.outcome_constraints())
         self.metadata = make_metadata(metadata, trial_backend, scheduler, self.trial_backend_path)
         self.journal: ExperimentJournal | None = None
         self._loop: TuningLoop | None = None
@@ -417,6 +421,8 @@ class Tuner:
             if self.journal is not None:
                 self.journal.close()
             lock.release()
+            if self._loop is not None and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                self._loop.suggestions.close(_MAX_SUGGESTION_WAIT)
         assert self._loop is not None
         from sthyper.experiment import load_experiment
 
@@ -703,6 +709,10 @@ class Tuner:
     def best_config(self, metric: int | str = 0, by: str = "observed") -> tuple[int, dict[str, Any]]:
         """Return ``(trial_id, config)`` of the best trial so far.
 
+        If the searcher has constraints on reported metrics, it is the best one among the reports that keep them. If
+        there are none, a warning is logged and it is the best one among those of which it is not known, or else
+        among all.
+
         Args:
             metric: Name or index of the metric.
             by: ``"observed"``: the trial with the best value; ``"model"``: that with the best mean of a model of all
@@ -715,10 +725,13 @@ class Tuner:
         names = self.scheduler.metric_names()
         name = metric_name(names, metric)
         mode = self.scheduler.metric_mode()
-        best = self.tuning_status.best(name, mode if isinstance(mode, str) else mode[names.index(name)])
+        mode = mode if isinstance(mode, str) else mode[names.index(name)]
+        best = self.tuning_status.best(name, mode)
         if best is None:
             raise ValueError(f"no trial has reported a finite {name!r} yet")
         trial_id = best[0] if by == "observed" else self._best_by_model(name, by)
+        if not self.tuning_status.best_keeps_constraints(name, mode):
+            logger.warning("%s", none_keeps(self.scheduler.outcome_constraints(), name))
         config = dict(self.trial_backend.trial(trial_id).config)
         logger.info("best trial is %d; to train it once more: start the script with %s", trial_id, config)
         return trial_id, config

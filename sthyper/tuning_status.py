@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sthyper._metrics_statistics import MetricsStatistics
+from sthyper._metrics_statistics import BREAKS, KEEPS, UNKNOWN, Constraint, ConstraintRecord, MetricsStatistics
 from sthyper.constants import RESERVED_PREFIX, ST_TRIAL_ID, ST_WORKER_COST, ST_WORKER_TIME
 from sthyper.errors import closest
 from sthyper.trial import Status, Trial
@@ -27,6 +27,9 @@ class _TrialState:
     status: Status = Status.in_progress
     by_tuner: bool = False
     statistics: MetricsStatistics = field(default_factory=lambda: MetricsStatistics(quiet=True))
+    # with constraints: of the reports that keep them, and of those of which that is not known
+    ranked: dict[int, MetricsStatistics] = field(default_factory=dict)
+    rank: int = KEEPS
     # worker time and cost: of the runs before, and the largest of the current one
     earlier: tuple[float, float] = (0.0, 0.0)
     worker_time: float = 0.0
@@ -43,10 +46,17 @@ class TuningStatus:
     Args:
         metric_names: Metrics of the scheduler; the first one is the one shown as best.
         clock: Returns the seconds of the experiment so far; default counts from the construction.
+        constraints: Constraints on reported metrics that the best trial has to keep.
     """
 
-    def __init__(self, metric_names: list[str], clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        metric_names: list[str],
+        clock: Callable[[], float] | None = None,
+        constraints: Sequence[Constraint] = (),
+    ) -> None:
         self.metric_names = list(metric_names)
+        self._constraints = ConstraintRecord(constraints)
         start = time.monotonic()
         self._clock = clock or (lambda: time.monotonic() - start)
         self._trials: dict[int, _TrialState] = {}
@@ -94,6 +104,10 @@ class TuningStatus:
         state = self._state(trial_id)
         self.overall_metric_statistics.add(result)
         state.statistics.add(result)
+        if self._constraints.constraints:
+            state.rank = self._constraints.add(trial_id, result)
+            if state.rank != BREAKS:
+                state.ranked.setdefault(state.rank, MetricsStatistics(quiet=True)).add(result)
         spent = result.get(ST_WORKER_TIME, 0.0)
         if spent > state.worker_time:
             self._user_time += spent - state.worker_time
@@ -145,9 +159,12 @@ class TuningStatus:
                     "earlier": list(state.earlier),
                     "worker_time": state.worker_time,
                     "worker_cost": state.worker_cost,
+                    "ranked": [[rank, statistics.state_dict()] for rank, statistics in state.ranked.items()],
+                    "rank": state.rank,
                 }
                 for trial_id, state in self._trials.items()
             ],
+            "constraints": self._constraints.state_dict(),
             "user_time": self._user_time,
             "cost": self._cost,
             "overall": self.overall_metric_statistics.state_dict(),
@@ -168,8 +185,13 @@ class TuningStatus:
             trial.statistics.load_state_dict(saved["statistics"])
             trial.earlier = (saved["earlier"][0], saved["earlier"][1])
             trial.worker_time, trial.worker_cost = saved["worker_time"], saved["worker_cost"]
+            for rank, statistics in saved["ranked"]:
+                trial.ranked[rank] = MetricsStatistics(quiet=True)
+                trial.ranked[rank].load_state_dict(statistics)
+            trial.rank = saved["rank"]
             self._trials[saved["trial_id"]] = trial
             self._tally(trial, 1)
+        self._constraints.load_state_dict(state["constraints"])
         self._user_time, self._cost = state["user_time"], state["cost"]
         self.overall_metric_statistics.load_state_dict(state["overall"])
 
@@ -268,13 +290,46 @@ class TuningStatus:
     def best(self, metric: str, mode: str) -> tuple[int, float] | None:
         """Return ``(trial_id, value)`` of the best finite value of a metric, ``None`` if there is none.
 
+        With constraints it is the best one among the reports that keep them. If there are none, it is the best one
+        among those of which it is not known, then among all.
+
         Args:
             metric: Name of the metric.
             mode: ``"min"`` or ``"max"``.
         """
+        for rank in self._ranks:
+            found = self._best_of(rank, metric, mode)
+            if found is not None:
+                return found
+        return None
+
+    def best_keeps_constraints(self, metric: str, mode: str) -> bool:
+        """Whether there is a :meth:`best` value whose report keeps all constraints.
+
+        Args:
+            metric: Name of the metric.
+            mode: ``"min"`` or ``"max"``.
+        """
+        return self._best_of(self._ranks[0], metric, mode) is not None
+
+    def last_rank(self, trial_id: int) -> int:
+        """Return 0 if a trial's last report keeps all constraints, 2 if it breaks one, 1 if that is not known.
+
+        Raises:
+            ValueError: If there is no such trial.
+        """
+        return self._state(trial_id).rank
+
+    @property
+    def _ranks(self) -> tuple[int, ...]:
+        return (KEEPS, UNKNOWN, BREAKS) if self._constraints.constraints else (BREAKS,)
+
+    def _best_of(self, rank: int, metric: str, mode: str) -> tuple[int, float] | None:
+        """Return trial and value of the best finite value among reports of a rank; of any for the worst one."""
         found: tuple[int, float] | None = None
         for trial_id, state in self._trials.items():
-            value = state.statistics.best(metric, mode)
+            statistics = state.statistics if rank == BREAKS else state.ranked.get(rank)
+            value = None if statistics is None else statistics.best(metric, mode)
             if value is not None and (found is None or (value < found[1] if mode == "min" else value > found[1])):
                 found = (trial_id, value)
         return found

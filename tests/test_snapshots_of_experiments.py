@@ -273,9 +273,10 @@ def test_each_field_of_the_state_matters() -> None:
     tuner = make("promotion3")
     loop = tuner._make_loop(recorded.MadeLines(tuner.tuner_path))
     known = set(fields(loop.state_dict()))
-    # Without costs, slow suggestions and brackets of a searcher these stay as they are.
+    # Without costs, constraints, slow suggestions and brackets of a searcher these stay as they are.
     assert known - fields_that_matter("promotion3") - fields_that_matter("grid") == {
         ("status", "cost"),
+        ("status", "constraints"),
         ("scheduler", "random_seed"),
         ("scheduler", "waiting_news"),
         ("scheduler", "bracket_distribution"),

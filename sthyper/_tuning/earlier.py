@@ -136,6 +136,7 @@ def _differences(folder: Path, scheduler: TrialScheduler, backend: TrialBackend)
             described = json.loads((folder / ST_METADATA_FILENAME).read_text())
         except (OSError, ValueError):
             described = {}
+        described = {"outcome_constraints": [], **described}  # an entry that earlier versions do not write
         own = _json(scheduler.metadata())
         spaces = [json.loads(part.pop("config_space", "{}")) for part in (described, own)]
         result += _compare({name: described.get(name) for name in own}, own, "")

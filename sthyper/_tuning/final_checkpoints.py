@@ -21,8 +21,8 @@ class FinalCheckpoints:
 
     Checkpoints go when their trial has ended for good and the scheduler starts no other from them, or when the
     scheduler says that it never resumes their paused trial. They stay as long as that trial is the best so far in one
-    of the metrics: the first trial with the best finite value, as in the results. Trials that the tuner itself ended
-    keep them.
+    of the metrics: the first trial with the best finite value, as in the results, where values of reports that keep
+    all constraints of the searcher come before others. Trials that the tuner itself ended keep them.
 
     Args:
         state: The experiment.
@@ -37,7 +37,8 @@ class FinalCheckpoints:
             names, mode = state.scheduler.metric_names(), state.scheduler.metric_mode()
             modes = [mode] * len(names) if isinstance(mode, str) else mode
             self._signs = {name: 1.0 if m == "min" else -1.0 for name, m in zip(names, modes, strict=True)}
-        self._best: dict[str, tuple[float, int]] = {}
+        # Metric -> whether the report keeps constraints (0 is best), the value (low is good), its trial.
+        self._best: dict[str, tuple[int, float, int]] = {}
         # Trials whose checkpoints may go and are still there, and those that go once the record has been gone through,
         # with their run: what a later run writes was not meant.
         self._free: dict[int, int] = {}
@@ -52,20 +53,22 @@ class FinalCheckpoints:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._best = {name: (value, trial_id) for name, (value, trial_id) in state["best"].items()}
+        self._best = {name: (rank, value, trial) for name, (rank, value, trial) in state["best"].items()}
         self._free = {trial_id: run for trial_id, run in state["free"]}
 
     def on_report(self, trial_id: int, result: dict[str, Any]) -> None:
         """Take in a counted report; a former best trial may lose its checkpoints."""
-        overtaken = False
+        if not self._signs:
+            return
+        overtaken, rank = False, self._state.status.last_rank(trial_id)
         for name, sign in self._signs.items():
             value = result.get(name)
             if value is None or not is_finite(value):
                 continue
             before = self._best.get(name)
-            if before is None or sign * value < before[0]:
-                self._best[name] = (sign * value, trial_id)
-                overtaken = overtaken or (before is not None and before[1] in self._free)
+            if before is None or (rank, sign * value) < before[:2]:
+                self._best[name] = (rank, sign * value, trial_id)
+                overtaken = overtaken or (before is not None and before[2] in self._free)
         if overtaken:
             self._sweep()
 
@@ -101,7 +104,7 @@ class FinalCheckpoints:
         self._late.clear()
 
     def _sweep(self) -> None:
-        needed = {best for _, best in self._best.values()} | {self._next_source()}
+        needed = {best for _, _, best in self._best.values()} | {self._next_source()}
         for trial_id, run in sorted(self._free.items()):
             record = self._state.records[trial_id]
             if record.run == run and (record.busy or trial_id in needed):

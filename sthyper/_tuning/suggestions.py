@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from sthyper._checkpoints import holds_first_only
+from sthyper._tuning.background import BackgroundThread
 from sthyper._tuning.narration import log_again, log_resumed, log_started
 from sthyper._tuning.state import ExperimentState
 from sthyper._tuning.trial_record import Cause, TrialRecord
@@ -47,6 +47,7 @@ class Suggestions:
         self.restarts: deque[tuple[TrialRecord, Cause]] = deque()
         self._pending: PendingSuggestion | None = None
         self._future: Future[Any] | None = None
+        self._thread: BackgroundThread | None = None
 
     @property
     def quiet(self) -> bool:
@@ -186,8 +187,17 @@ class Suggestions:
             except BaseException as error:  # raised in the loop's thread by future.result()
                 future.set_exception(error)
 
-        # A daemon: after Ctrl-C nobody waits for a suggestion.
-        threading.Thread(target=work, name="sthyper-suggest", daemon=True).start()
+        self._thread = BackgroundThread(work, "sthyper-suggest")
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Wait for a suggestion that nobody will take any more.
+
+        Args:
+            timeout: So many seconds at most; what is computed still then is broken off when the process exits.
+        """
+        if self._thread is not None:
+            self._thread.join(timeout)
 
     def _journal_suggestion(self, suggestion: TrialSuggestion | None, enqueued: int | None = None) -> None:
         line = {

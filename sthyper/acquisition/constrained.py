@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
+from botorch.acquisition.monte_carlo import qExpectedImprovement
 from botorch.models.model import Model
 from botorch.utils.transforms import t_batch_mode_transform
 from torch import Tensor
@@ -33,6 +34,7 @@ _NON_NEGATIVE = (
     JointExpectedImprovement,
     NoisyExpectedImprovement,
     SampledNoisyExpectedImprovement,
+    qExpectedImprovement,
 )
 
 

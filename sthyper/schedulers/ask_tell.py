@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from sthyper._metrics_statistics import none_keeps
 from sthyper._space.points import complete_config
 from sthyper.errors import closest
 from sthyper.schedulers.asked_trials import (
@@ -355,6 +356,9 @@ class AskTellScheduler:
     def best_trial(self, metric: str | None = None, by: str = "observed") -> TrialResult:
         """Return the trial with the best value that any of its reports has, the earlier one of equals.
 
+        If the searcher has constraints, the reports that keep them count. If there are none, a warning is logged and
+        those count of which it is not known, or else all.
+
         Args:
             metric: Name of a metric of the scheduler; the first one if ``None``.
             by: ``"observed"``: as above; ``"model"``: the trial at whose configuration a model of all results has the
@@ -369,12 +373,15 @@ class AskTellScheduler:
             raise ValueError(f"metric must be one of {names}, got {metric!r}{closest(metric, names)}")
         modes = self.base_scheduler.metric_mode()
         mode = modes if isinstance(modes, str) else modes[names.index(name)]
-        if by == "observed":
-            best = best_history(self._records.values(), name, mode == "min")
-        else:
+        constraints = self.base_scheduler.outcome_constraints()
+        observed = best_history(self._records.values(), name, mode == "min", constraints)
+        best = None if observed is None else observed[0]
+        if by != "observed":
             best = self._best_by_model(name, mode, by)
         if best is None:
             raise ValueError(f"no trial has a finite {name!r} yet")
+        if observed is not None and not observed[1]:
+            logger.warning("%s", none_keeps(constraints, name))
         return best.result()
 
     def _best_by_model(self, name: str, mode: str, by: str) -> TrialHistory | None:
@@ -391,7 +398,9 @@ class AskTellScheduler:
                 (trial_id, record.trial.config, record.reports, record.status is Status.completed)
                 for trial_id, record in self._records.items()
             ]
-            found = best_by_model(scheduler.config_space, name, mode, scheduler.resource_attr, trials)
+            found = best_by_model(
+                scheduler.config_space, name, mode, scheduler.resource_attr, trials, scheduler.outcome_constraints()
+            )
         return None if found is None else self._records[found]
 
     @property

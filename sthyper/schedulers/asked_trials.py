@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from sthyper._metrics_statistics import KEEPS, Constraint, ConstraintRecord
 from sthyper.report import check_metrics
 from sthyper.trial import Status, Trial, TrialResult, is_own_failure, trial_from_state, trial_state
 
@@ -190,15 +191,29 @@ def failure_reason(reason: str, blacklist: bool) -> str:
     return f"exit 1: {reason}" if blacklist else f"killed: {reason}"
 
 
-def best_history(histories: Iterable[TrialHistory], metric: str, minimise: bool) -> TrialHistory | None:
-    """Return the first trial with the best finite value of a metric, ``None`` if there is no finite value."""
-    best: tuple[float, TrialHistory] | None = None
-    for history in histories:
+def best_history(
+    histories: Iterable[TrialHistory], metric: str, minimise: bool, constraints: Sequence[Constraint] = ()
+) -> tuple[TrialHistory, bool] | None:
+    """Return the first trial with the best finite value of a metric, ``None`` if there is no finite value.
+
+    Args:
+        histories: The trials.
+        metric: Name of the metric.
+        minimise: Whether low values are good.
+        constraints: Reports that keep them come first, those that break one last.
+
+    Returns:
+        The trial, and whether its report is known to keep all constraints.
+    """
+    best: tuple[int, float, TrialHistory] | None = None
+    record = ConstraintRecord(constraints)
+    for number, history in enumerate(histories):
         for report in history.reports:
+            rank = record.add(number, report)
             value = report.get(metric)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 continue
             value = value if minimise else -value
-            if best is None or value < best[0]:
-                best = value, history
-    return None if best is None else best[1]
+            if best is None or (rank, value) < best[:2]:
+                best = rank, value, history
+    return None if best is None else (best[2], best[0] == KEEPS)

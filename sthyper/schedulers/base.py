@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sthyper._describe import Described
 from sthyper.config_space import (
@@ -19,6 +19,9 @@ from sthyper.schedulers.clock import ExperimentClock
 from sthyper.searchers.base import BaseSearcher, SearcherContext
 from sthyper.time_keeper import TimeKeeper
 from sthyper.trial import SchedulerDecision, Trial, TrialSuggestion, is_own_failure
+
+if TYPE_CHECKING:
+    from sthyper.searchers.bayesopt.constraints import OutcomeConstraint
 
 __all__ = [
     "PendingSuggestion",
@@ -225,6 +228,10 @@ class TrialScheduler(Described, ABC):
         """Return ``"min"`` or ``"max"``, or a list with one for each metric."""
         return self.mode
 
+    def outcome_constraints(self) -> tuple[OutcomeConstraint, ...]:
+        """Return the constraints on reported metrics that the best trial has to keep."""
+        return ()
+
     def is_multiobjective_scheduler(self) -> bool:
         """Whether several metrics are optimised at once."""
         return False
@@ -239,6 +246,7 @@ class TrialScheduler(Described, ABC):
             "scheduler_name": type(self).__name__,
             "resource_attr": self.resource_attr,
             "config_space": json.dumps(config_space_to_json_dict(self.config_space)),
+            "outcome_constraints": [constraint.text for constraint in self.outcome_constraints()],
         }
 
     # ---- state ---------------------------------------------------------------------------------------
@@ -296,6 +304,9 @@ class TrialSchedulerWithSearcher(TrialScheduler):
         self._configured = False
         self._suggesting = False
         self._waiting_news: list[tuple[str, tuple[Any, ...]]] = []
+
+    def outcome_constraints(self) -> tuple[OutcomeConstraint, ...]:
+        return self.searcher.constraints
 
     def set_time_keeper(self, time_keeper: TimeKeeper) -> None:
         """Take the time from this clock, before the experiment begins; a simulator does it.

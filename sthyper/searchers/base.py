@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sthyper.searchers.bayesopt.constraints import OutcomeConstraint
     from sthyper.searchers.multifidelity import BracketDistribution, RungSnapshot
 
 from sthyper._describe import Described
@@ -66,10 +67,12 @@ class BaseSearcher(Described, ABC):
             set it in :meth:`configure`. ``None`` leaves it to the scheduler, and one that the scheduler was given
             comes first.
         required_metrics: Metrics that every report must have beside :attr:`metric`; the scheduler sees to it.
+        constraints: Constraints on reported metrics, which the best trial of an experiment has to keep as well.
     """
 
     slow: bool = False
     required_metrics: tuple[str, ...] = ()
+    constraints: tuple[OutcomeConstraint, ...] = ()
     bracket_distribution: BracketDistribution | None = None
 
     def __init__(

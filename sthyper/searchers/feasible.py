@@ -67,8 +67,8 @@ class FeasibilitySearcher(BaseSearcher):
                 raise TypeError(f"{name} must be an int of at least {least}, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}")
-        self.constraints = parse_constraints(outcome_constraints)
-        if not self.constraints and not learn_feasibility:
+        self._constraints = parse_constraints(outcome_constraints)
+        if not self._constraints and not learn_feasibility:
             raise ValueError("outcome_constraints is empty and learn_feasibility=False: there is nothing to learn")
         super().__init__(searcher.config_space, searcher.metric, searcher.mode, [])
         self.searcher = searcher
@@ -76,8 +76,9 @@ class FeasibilitySearcher(BaseSearcher):
         self.num_draws = num_draws
         self.random_seed = random_seed
         self.required_metrics = searcher.required_metrics
+        self.constraints = tuple(dict.fromkeys((*self._constraints, *searcher.constraints)))
         self._observations = Observations(self._match)
-        self._recorder = MetricRecorder(self.constraints)
+        self._recorder = MetricRecorder(self._constraints)
         self._kept: dict[str, dict[str, Any]] = {}  # refused proposals by their match strings, the oldest first
         self._generator: np.random.Generator | None = None
         self._model: FeasibilityModel | None = None
@@ -170,7 +171,7 @@ class FeasibilitySearcher(BaseSearcher):
         return self.model.fit(
             collect_feasibility(
                 self._observations,
-                self.constraints,
+                self._constraints,
                 self.learn_feasibility,
                 self._point,
                 self.model.encoder.ndarray_size,
@@ -187,7 +188,7 @@ class FeasibilitySearcher(BaseSearcher):
             from sthyper.searchers.bayesopt.feasibility import FeasibilityModel
 
             seed = int(np.random.SeedSequence([self.random_seed or 0, 3]).generate_state(1)[0])
-            self._model = FeasibilityModel(SpaceEncoder(self.config_space), self.constraints, seed)
+            self._model = FeasibilityModel(SpaceEncoder(self.config_space), self._constraints, seed)
             if self._saved_model is not None:
                 self._model.load_state_dict(self._saved_model)
                 self._saved_model = None

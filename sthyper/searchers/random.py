@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sthyper.config_space import Domain, config_space_size, config_to_match_string, sample_config
@@ -114,22 +114,34 @@ class RandomSearcher(BaseSearcher):
 
     def _draw(self) -> dict[str, Any] | None:
         generator = self._random_generator()
+        blocked = self._blocked()
         if not self._enumerating:
             # A searcher that goes on for another one with the same seed draws what that has drawn.
             infinite = config_space_size(self.config_space) is None
             for _ in range(_MAX_RETRIES + (len(self._excluded) if infinite else 0)):
                 config = sample_config(self.config_space, generator)
-                if self._match(config) not in self._excluded:
+                match = self._match(config)
+                if match not in self._excluded and match not in blocked:
                     return config
             if infinite:
                 return None
-            self._enumerating = True
+            self._enumerating = not blocked  # others than those that are blocked now may be left later
         if self._pool is None:
             self._pool = self._remaining()
-        if not self._pool:
+        pool = [config for config in self._pool if self._match(config) not in blocked] if blocked else self._pool
+        if not pool:
+            pool = self._pool
+        if not pool:
             return None
-        index = int(generator.integers(len(self._pool)))
-        return self._pool[index] if self.allow_duplicates else self._pool.pop(index)
+        index = int(generator.integers(len(pool)))
+        return pool[index] if self.allow_duplicates else pool.pop(index)
+
+    def _blocked(self) -> Collection[str]:
+        """Return match strings of configurations that come only if nothing else is left; for subclasses.
+
+        There are none unless duplicates are allowed: what has been suggested is left out anyway.
+        """
+        return ()
 
     def remaining(self) -> list[dict[str, Any]] | None:
         """Return the configurations of ``restrict_configurations`` that may be suggested; ``None`` without them."""
@@ -138,7 +150,12 @@ class RandomSearcher(BaseSearcher):
     def _remaining(self) -> list[dict[str, Any]]:
         if self._restricted is not None:
             return [config for match, config in self._restricted.items() if match not in self._excluded]
-        return [config for config in all_configs(self.config_space) if self._match(config) not in self._excluded]
+        left: dict[str, dict[str, Any]] = {}  # of those that count as the same the first one
+        for config in all_configs(self.config_space):
+            match = self._match(config)
+            if match not in self._excluded:
+                left.setdefault(match, config)
+        return list(left.values())
 
     def _random_generator(self) -> np.random.Generator:
         if self._generator is None:
@@ -216,8 +233,9 @@ class RandomSearcher(BaseSearcher):
 
     def _restrict_initial(self, warn: bool) -> None:
         assert self._restricted is not None
-        kept = [point for point in self._points_to_evaluate if self._match(point) in self._restricted]
-        dropped = len(self._points_to_evaluate) - len(kept)
+        matches = [self._match(point) for point in self._points_to_evaluate]
+        kept = [dict(self._restricted[match]) for match in matches if match in self._restricted]
+        dropped = len(matches) - len(kept)
         if dropped and warn:
             warnings.warn(
                 f"points_to_evaluate: {dropped} of {dropped + len(kept)} configurations are dropped, they are not in "

@@ -41,6 +41,10 @@ class SKLearnSurrogateSearcher(BayesianOptimizationSearcher):
         restrict_configurations: Suggest from this list only.
         random_seed: Non-negative seed of the search and of regressors whose ``random_state`` is ``None``; the
             scheduler's if ``None``.
+        outcome_constraints: Conditions on reported metrics, such as ``["memory <= 8e9"]``: the acquisition function is
+            weighted with the probability that they hold, and improves on the best feasible target. The estimator
+            models the target only.
+        learn_feasibility: Whether configurations that resemble failed ones are avoided, in the same way.
 
     Raises:
         ConfigSpaceError: If the space, or a configuration that is given, cannot be used.
@@ -61,6 +65,8 @@ class SKLearnSurrogateSearcher(BayesianOptimizationSearcher):
         allow_duplicates: bool = False,
         restrict_configurations: list[dict[str, Any]] | None = None,
         random_seed: int | None = None,
+        outcome_constraints: list[str] | None = None,
+        learn_feasibility: bool = False,
     ) -> None:
         from sthyper.surrogates.sklearn import SKLearnSurrogate
 
@@ -81,6 +87,8 @@ class SKLearnSurrogateSearcher(BayesianOptimizationSearcher):
             restrict_configurations=restrict_configurations,
             surrogate=self._surrogate,
             random_seed=random_seed,
+            outcome_constraints=outcome_constraints,
+            learn_feasibility=learn_feasibility,
         )
         super().__init__(config_space, metric, mode, points_to_evaluate, options)
         self._seed_surrogate()

@@ -103,27 +103,23 @@ class BayesianGaussianProcess(GaussianProcess):
             if start is None or not bool(torch.isfinite(self.log_density(start, X, Z)).all()):
                 burn = _BURN_FROM_START
                 noise = torch.randn(self.num_samples, self.layout.size, generator=self._generator, dtype=torch.float64)
-                start = self._theta + 0.1 * noise
+                start = self._theta + 0.1 * noise * self.layout.spread
                 start = torch.minimum(torch.maximum(start, self.layout.lower), self.layout.upper)
-            sampler = SliceSampler(lambda theta: self.log_density(theta, X, Z), scale=_SCALE)
+            # In units of their spreads, so that directions are as likely to move one parameter as another.
+            unit = self.layout.spread.clamp_min(1e-9)
+            sampler = SliceSampler(lambda z: self.log_density(z * unit, X, Z), scale=_SCALE)
             try:
-                self._samples = sampler.sample(start, burn + 1, burn, 1, self._generator)[-1]
+                self._samples = sampler.sample(start / unit, burn + 1, burn, 1, self._generator)[-1] * unit
             except SliceException as error:
                 logger.warning("parameters could not be sampled, their MAP estimate is used: %s", error)
                 self._samples = self._theta.expand(self.num_samples, -1).clone()
 
     def parameters(self) -> dict[str, float]:
         """Return the means of the sampled parameters."""
-        if self._samples is None:
+        samples = self._samples
+        if samples is None:
             return {}
-        theta, self._theta = self._theta, None
-        try:
-            rows = []
-            for sample in self._samples:
-                self._theta = sample
-                rows.append(super().parameters())
-        finally:
-            self._theta = theta
+        rows = [self._by_name(sample) for sample in samples]
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
     def state_dict(self) -> dict[str, Any]:

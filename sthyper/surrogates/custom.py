@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from botorch import settings
@@ -20,6 +21,8 @@ from sthyper.surrogates.base import Surrogate
 from sthyper.surrogates.inputs import InputStructure
 
 __all__ = ["BoTorchSurrogate", "CallableSurrogate", "as_surrogate", "own_draws"]
+
+_T = TypeVar("_T")
 
 _CATEGORICAL_COLUMNS = "cat_dims"
 """Argument of BoTorch's models for mixed inputs."""
@@ -149,21 +152,21 @@ def as_surrogate(obj: Any, structure: InputStructure | int, seed: int = 0) -> Su
         BayesianOptimization(space, metric="loss", search_options={"surrogate": SingleTaskGP})
 
     Args:
-        obj: A :class:`Surrogate`, which is used as it is; a class of exact Gaussian processes of BoTorch, such as
-            ``SingleTaskGP`` (``MixedSingleTaskGP`` is told the columns of categories); a callable ``(X, Y) -> Model``,
-            see :class:`CallableSurrogate`; a scikit-learn regressor or
-            :class:`~sthyper.surrogates.sklearn_estimators.SKLearnEstimator`.
+        obj: A :class:`Surrogate`, of which a copy is used, so that several searchers can be given the same one; a class
+            of exact Gaussian processes of BoTorch, such as ``SingleTaskGP`` (``MixedSingleTaskGP`` is told the columns
+            of categories); a callable ``(X, Y) -> Model``, see :class:`CallableSurrogate`; a scikit-learn regressor or
+            :class:`~sthyper.surrogates.sklearn_estimators.SKLearnEstimator`, of which a copy is used as well.
         structure: What the columns of the inputs are; d plain numbers if an int.
         seed: Seed of its draws; a :class:`Surrogate` has its own.
 
     Raises:
-        TypeError: If ``obj`` is none of these.
+        TypeError: If ``obj`` is none of these, or cannot be copied.
         ValueError: If it is a model for categories and the inputs have none.
     """
     if isinstance(structure, int):
         structure = InputStructure.plain(structure)
     if isinstance(obj, Surrogate):
-        return obj
+        return _own_copy(obj)
     if isinstance(obj, type):
         return _of_class(obj, structure, seed)
     if isinstance(obj, Model):
@@ -178,10 +181,18 @@ def as_surrogate(obj: Any, structure: InputStructure | int, seed: int = 0) -> Su
         from sthyper.surrogates.sklearn_estimators import SKLearnEstimator
 
         if isinstance(obj, SKLearnEstimator) or (isinstance(obj, BaseEstimator) and is_regressor(obj)):
-            return SKLearnSurrogate(obj, seed)
+            return SKLearnSurrogate(_own_copy(obj), seed)
     elif callable(obj):
         return CallableSurrogate(obj, seed)
     raise TypeError(_expected(repr(obj)))
+
+
+def _own_copy(obj: _T) -> _T:
+    """Return a copy of a user's object, which several searchers may have been given."""
+    try:
+        return copy.deepcopy(obj)
+    except Exception as error:  # of any kind, from classes of the user
+        raise TypeError(f"surrogate must be an object that copy.deepcopy can copy, got {obj!r}: {error}") from error
 
 
 def _of_class(cls: type, structure: InputStructure, seed: int) -> Surrogate:

@@ -213,9 +213,12 @@ class GaussianProcess(Surrogate):
 
     def parameters(self) -> dict[str, float]:
         """Return the parameters of the last fit: lengthscales and warping exponents by hyperparameter."""
-        if self._theta is None:
-            return {}
-        values = self.layout.unpack(self._theta)
+        theta = self._theta
+        return {} if theta is None else self._by_name(theta)
+
+    def _by_name(self, theta: Tensor) -> dict[str, float]:
+        """Return parameters of shape (p,) by name; nothing of the object changes, a fit may run at the same time."""
+        values = self.layout.unpack(theta)
         result: dict[str, float] = {}
         name = "inverse_lengthscale" if self._inverse else "lengthscale"
         for hyperparameter, value in zip(self.form.lengthscale_names, values["lengthscale"].tolist(), strict=True):

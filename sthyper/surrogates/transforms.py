@@ -18,6 +18,7 @@ __all__ = ["BoxCox", "HalfLog", "Identity", "Standardize", "TailLog", "TargetTra
 
 _STD_FLOOR = 1e-9
 _POSITIVE_FLOOR = 1e-10
+_LARGEST = 1e300
 _NEAR_ZERO = 1e-7
 """Powers that are nearer to 0 are computed by a series."""
 
@@ -52,6 +53,11 @@ class TargetTransform(ABC):
             setattr(self, name, float(state[name]))
 
 
+def _floor(Y: Tensor) -> float:
+    """Return the least deviation that counts: 1e-9, and the same part of the targets where all of them are tiny."""
+    return _STD_FLOOR * (min(float(Y.abs().max()), 1.0) or 1.0)
+
+
 class Identity(TargetTransform):
     """Leaves targets as they are."""
 
@@ -74,11 +80,11 @@ class Standardize(TargetTransform):
         self.mean, self.std = 0.0, 1.0
 
     def fit(self, Y: Tensor) -> None:
-        # Scaled first: squares of very large targets would overflow.
-        scale = max(float(Y.abs().max()), _STD_FLOOR)
+        # Scaled first: squares of very large targets would overflow, those of tiny ones vanish.
+        scale = float(Y.abs().max()) or 1.0
         y = Y / scale
         self.mean = float(y.mean()) * scale
-        self.std = max(float(y.std(correction=0)) * scale, _STD_FLOOR)
+        self.std = max(float(y.std(correction=0)) * scale, _floor(Y))
 
     def forward(self, Y: Tensor) -> Tensor:
         return (Y - self.mean) / self.std
@@ -126,14 +132,14 @@ class TailLog(TargetTransform):
         least = float(Y.min())
         self.median = float(Y.quantile(0.5))
         self.spread = self.median - least
-        if not self.spread > _STD_FLOOR * max(abs(least), 1.0):
+        if not self.spread > _floor(Y):
             # More than half of the targets are the least one: the others say what is a small difference.
             others = Y[least < Y]
-            self.spread = max(float(others.min()) - least if len(others) else 1.0, _STD_FLOOR)
+            self.spread = max(float(others.min()) - least if len(others) else 1.0, _floor(Y))
         self._standardize.fit(self._compress(Y))
 
     def _compress(self, Y: Tensor) -> Tensor:
-        u = (Y - self.median) / self.spread
+        u = ((Y - self.median) / self.spread).clamp_max(_LARGEST)
         return torch.where(u > self.knee, self.knee + torch.log1p((u - self.knee).clamp_min(0.0)), u)
 
     def forward(self, Y: Tensor) -> Tensor:

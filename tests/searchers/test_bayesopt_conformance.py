@@ -48,9 +48,14 @@ class TestSyneTunePreset(TestBayesianOptimization):
 
 
 class TestUsersModel(TestBayesianOptimization):
-    @property
-    def options(self) -> dict[str, Any]:  # type: ignore[override]
-        return {"surrogate": BayesianRidge()}
+    def make_searcher(
+        self, config_space: dict[str, Any], random_seed: int, points_to_evaluate: list[dict[str, Any]] | None
+    ) -> BayesianOptimizationSearcher:
+        fast = {name: value for name, value in FAST.items() if name != "opt_maxiter"}
+        options = BayesOptOptions(random_seed=random_seed, num_init_random=2, surrogate=BayesianRidge(), **fast)
+        return BayesianOptimizationSearcher(
+            config_space, "loss", points_to_evaluate=points_to_evaluate, options=options
+        )
 
 
 @pytest.mark.slow

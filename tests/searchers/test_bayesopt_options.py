@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import BayesianRidge
 
 from sthyper.config_space import choice, randint, uniform
 from sthyper.schedulers import FIFOScheduler
@@ -576,3 +577,71 @@ def test_options_of_the_user_stay_as_they_are() -> None:
         assert config is not None
         made.searcher.on_trial_result(number, config, {"loss": objective(config)}, update=True)
     assert options == before
+
+
+# ---- after the review --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("map_reward", "reported", "said"),
+    [
+        (lambda x: -math.log(x), 0.0, "cannot map"),
+        (lambda x: math.nan, 0.5, "maps loss=0.5 to nan"),
+        (lambda x: math.inf if x > 0.4 else 1 - x, 0.5, "maps loss=0.5 to inf"),
+    ],
+)
+def test_rewards_that_cannot_be_mapped_are_passed_over(
+    map_reward: Any, reported: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher = make(mode="max", map_reward=map_reward)
+    config = searcher.get_config(0)
+    assert config is not None
+    searcher.on_trial_result(0, config, {"loss": reported}, True)
+    assert said in caplog.text
+    assert searcher.dataset_size() == 0
+    assert searcher.get_config(1) is not None
+
+
+@pytest.mark.parametrize("name", ["nan_minus_x", "inf_minus_x", "x_minus_x", "minus"])
+def test_rewards_need_a_finite_constant(name: str) -> None:
+    with pytest.raises(ValueError, match="map_reward must be"):
+        BayesOptOptions(map_reward=name)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"opt_nstarts": 3},
+        {"opt_maxiter": 7},
+        {"opt_warmstart": False},
+        {"target_transform": "standardize"},
+        {"boxcox_transform": True},
+        {"normalize_targets": False},
+        {"input_warping": True},
+        {"gp_base_kernel": "rbf-ard"},
+        {"categorical_kernel": "exchangeable"},
+        {"mcmc_samples": 3},
+    ],
+)
+def test_options_of_the_process_are_refused_with_another_model(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is an option of the Gaussian process"):
+        BayesOptOptions(surrogate=BayesianRidge(), **given)
+    BayesOptOptions(**given)
+    BayesOptOptions(surrogate=BayesianRidge(), preset="syne-tune")
+
+
+def test_options_of_transfer_learning_need_a_task() -> None:
+    with pytest.raises(ValueError, match="transfer_learning_model needs transfer_learning_task_attr"):
+        BayesOptOptions(transfer_learning_model="matern52_same")
+
+
+def test_a_huge_penalty_does_not_end_the_search() -> None:
+    searcher = make(num_init_random=3)
+    for number in range(6):
+        config = searcher.get_config(number)
+        assert config is not None
+        searcher.on_trial_result(number, config, {"loss": 1e308 if number == 4 else objective(config)}, True)
+    assert searcher.get_config(6) is not None
+    assert searcher.last_reason is not None
+    assert searcher.last_reason.kind == "model"
+    assert math.isfinite(searcher.last_reason.acquisition or math.nan)

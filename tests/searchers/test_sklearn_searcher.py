@@ -234,8 +234,9 @@ class NearestEstimator(SKLearnEstimator):
 
 
 def test_an_estimator_of_ones_own_sees_raw_targets() -> None:
-    estimator = NearestEstimator()
-    configs = run(make(estimator), 8)
+    searcher = make(NearestEstimator())
+    configs = run(searcher, 8)
+    estimator = searcher.suggester.surrogate.estimator  # type: ignore[attr-defined]  # a copy of what was given
     assert len(estimator.targets) == 5
     assert estimator.targets[-1] == pytest.approx([objective(c) for c in configs[:7]])
 

@@ -188,7 +188,9 @@ def test_what_cannot_be_fitted_is_a_random_suggestion_with_a_warning(caplog: pyt
 
 def test_objects_are_used_as_they_are() -> None:
     mine, regressor = MySurrogate(), BayesianRidge()
-    assert as_surrogate(mine, 2) is mine
+    copied = as_surrogate(mine, 2)
+    assert type(copied) is type(mine)
+    assert copied is not mine
     assert isinstance(as_surrogate(regressor, 2), SKLearnSurrogate)
     assert isinstance(as_surrogate(SingleTaskGP, 2), BoTorchSurrogate)
 

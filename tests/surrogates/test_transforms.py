@@ -212,3 +212,23 @@ def test_transforms_are_differentiable_and_keep_shapes(name: str) -> None:
     assert torch.autograd.gradcheck(transform.forward, Y)
     assert torch.autograd.gradcheck(transform.inverse, transform.forward(Y).detach().requires_grad_())
     assert transform.forward(torch.ones(2, 3).double()).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["standardize", "taillog", "halflog"])
+@pytest.mark.parametrize("unit", [1e-25, 1e-12, 1.0, 1e12])
+def test_the_unit_of_the_targets_makes_no_difference(name: str, unit: float) -> None:
+    Y = torch.tensor([3.0, 1.0, 4.0, 1.5, 9.0, 2.6]).double()
+    expected, found = target_transform(name), target_transform(name)
+    expected.fit(Y)
+    found.fit(Y * unit)
+    assert torch.allclose(found.forward(Y * unit), expected.forward(Y), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["taillog", "halflog"])
+def test_a_huge_penalty_leaves_the_others_apart(name: str) -> None:
+    Y = torch.tensor([0.3, 0.1, 0.4, 0.15, 0.9, 1e308]).double()
+    transform = target_transform(name)
+    transform.fit(Y)
+    Z = transform.forward(Y)
+    assert torch.isfinite(Z).all()
+    assert (Z.sort().values.diff() > 1e-4).all()

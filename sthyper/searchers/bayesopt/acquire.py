@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.models.model import Model
@@ -17,7 +19,7 @@ from sthyper.acquisition.monte_carlo import (
 )
 from sthyper.acquisition.thompson import IndependentThompsonSampling, ThompsonSampling
 from sthyper.searchers.bayesopt.options import BayesOptOptions
-from sthyper.searchers.bayesopt.stagnation import needed_improvement
+from sthyper.searchers.bayesopt.stagnation import plausible_demand
 from sthyper.surrogates.gp_model import GPModel
 from sthyper.surrogates.marginals import marginals
 from sthyper.surrogates.transforms import TargetTransform
@@ -36,6 +38,7 @@ def acquire(
     options: BayesOptOptions,
     generator: torch.Generator,
     feasible: Tensor | None = None,
+    probe: Callable[[], Tensor] | None = None,
 ) -> tuple[AcquisitionFunction, float]:
     """Return the acquisition function of the options, and the incumbent in raw units.
 
@@ -48,6 +51,7 @@ def acquire(
         options: The options.
         generator: Source of fantasies.
         feasible: Which pending evaluations may become the incumbent, bool, shape (m,); ``None`` for all.
+        probe: Returns points all over the space, shape (k, d), for ``escape_stagnation``.
     """
     name, kwargs = options.acq_function, dict(options.acq_function_kwargs or {})
     if options.no_fantasizing:
@@ -71,7 +75,7 @@ def acquire(
     default = _SYNE_TUNE_JITTER if options.preset == "syne-tune" else 0.0
     jitter = jitter_of(transform, raw, kwargs.get("jitter", default))
     if options.escape_stagnation:
-        jitter += needed_improvement(transform.forward(Y))
+        jitter += plausible_demand(conditioned, best, jitter, transform.forward(Y), probe)
     if joint:
         log = name == "logei"
         counted = pending if feasible is None else pending[feasible]

@@ -74,10 +74,15 @@ def _unchanged(searcher: BayesianOptimizationSearcher) -> Iterator[None]:
     state = copy.deepcopy(searcher.state_dict())
     random = searcher._random
     known, exhausted, reason = set(random._known_trials), random._exhausted, searcher.last_reason
+    suggester = searcher._suggester
+    if suggester is not None:  # a user's surrogate may know more than its state tells
+        searcher._suggester = searcher._copied_suggester()
     try:
         yield
     finally:
         searcher.load_state_dict(state)
+        if suggester is not None:
+            searcher._suggester, searcher._saved_suggester = suggester, None
         random._known_trials, random._exhausted, searcher.last_reason = known, exhausted, reason
 
 

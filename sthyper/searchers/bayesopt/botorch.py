@@ -33,6 +33,9 @@ class BoTorchOptions:
         restrict_configurations: Suggest from this list only.
         debug_log: Whether to log the reason of each suggestion at level INFO.
         random_seed: Seed in place of the scheduler's.
+        outcome_constraints: Conditions on reported metrics, such as ``["memory <= 8e9"]``: the acquisition function is
+            weighted with the probability that they hold, and improves on the best feasible target.
+        learn_feasibility: Whether configurations that resemble failed ones are avoided, in the same way.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -48,6 +51,8 @@ class BoTorchOptions:
     restrict_configurations: list[dict[str, Any]] | None = None
     debug_log: bool = False
     random_seed: int | None = None
+    outcome_constraints: list[str] | None = None
+    learn_feasibility: bool = False
 
     def __post_init__(self) -> None:
         from sthyper.errors import closest
@@ -77,6 +82,8 @@ class BoTorchOptions:
             restrict_configurations=self.restrict_configurations,
             debug_log=self.debug_log,
             random_seed=self.random_seed,
+            outcome_constraints=self.outcome_constraints,
+            learn_feasibility=self.learn_feasibility,
         )
 
     def build(self, arguments: SearcherArguments) -> BoTorchSearcher:

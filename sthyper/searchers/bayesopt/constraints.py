@@ -78,6 +78,27 @@ class OutcomeConstraint:
             return value < self.bound
         return value >= self.bound if self.operator == ">=" else value > self.bound
 
+    @property
+    def text(self) -> str:
+        """The constraint as a text from which :meth:`from_text` makes the same again."""
+        return f"{self.metric} {self.operator} {self.bound!r}"
+
+    @classmethod
+    def from_text(cls, text: str) -> OutcomeConstraint:
+        """Return the constraint whose :attr:`text` this is, or one that a user has written.
+
+        Raises:
+            TypeError: If it is no text.
+            ValueError: If it has another form.
+        """
+        metric, _, rest = text.rpartition(" ")[0].rpartition(" ") if isinstance(text, str) else ("", "", "")
+        if rest in _OPERATORS and metric:  # whatever is in the metric's name
+            try:
+                return cls(metric, rest, float(text.rpartition(" ")[2]))
+            except ValueError:
+                pass
+        return parse_constraint(text)
+
     def __str__(self) -> str:
         """Return the constraint as users write it."""
         return f"{self.metric} {self.operator} {self.bound:g}"

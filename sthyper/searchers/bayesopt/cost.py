@@ -10,7 +10,7 @@ from sthyper.errors import closest
 from sthyper.searchers.base import SearcherContext
 from sthyper.searchers.bayesopt.options import BayesOptOptions
 from sthyper.searchers.bayesopt.reasons import SuggestionReason
-from sthyper.searchers.bayesopt.searcher import BayesianOptimizationSearcher
+from sthyper.searchers.bayesopt.searcher import _MAKING, BayesianOptimizationSearcher
 from sthyper.trial import normalize_trial_id
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
         try:
             self._known_cost = self._fit_cost()
         except (ValueError, RuntimeError) as error:
-            self._warn_once(f"the cost model cannot be used, costs count for nothing: {error}")
+            self._warn_once("cost model", f"the cost model cannot be used, costs count for nothing: {error}")
         if self._known_cost is None:
             return acquisition
         return self._known_cost.per_cost(acquisition, self.options.exponent_cost)
@@ -255,18 +255,19 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
     @property
     def cost_learner(self) -> CostLearner:
         """Fits the model of the cost; made when it is needed first."""
-        if self._cost_learner is None:
-            import numpy as np
+        import numpy as np
 
-            from sthyper.searchers.bayesopt.cost_model import make_cost_learner
+        from sthyper.searchers.bayesopt.cost_model import make_cost_learner
 
-            seed = 0 if self.random_seed is None else self.random_seed
-            own = int(np.random.SeedSequence([seed, 3]).generate_state(1)[0])
-            self._cost_learner = make_cost_learner(self.encoder, self.options, own)
-            if self._saved_cost_learner is not None:
-                self._cost_learner.load_state_dict(self._saved_cost_learner)
-                self._saved_cost_learner = None
-        return self._cost_learner
+        with _MAKING:
+            if self._cost_learner is None:
+                seed = 0 if self.random_seed is None else self.random_seed
+                own = int(np.random.SeedSequence([seed, 3]).generate_state(1)[0])
+                learner = make_cost_learner(self.encoder, self.options, own)
+                if self._saved_cost_learner is not None:
+                    learner.load_state_dict(self._saved_cost_learner)
+                self._cost_learner, self._saved_cost_learner = learner, None  # complete before others see it
+            return self._cost_learner
 
     def _reason(self, number: int, found: Found, data: SurrogateData) -> SuggestionReason:
         reason = super()._reason(number, found, data)
@@ -281,7 +282,9 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
     def on_trial_result(
         self, trial_id: int | str, config: dict[str, Any], result: dict[str, Any], update: bool
     ) -> None:
-        self._learn_cost(normalize_trial_id(trial_id, foreign=True), config, result, update)
+        number = normalize_trial_id(trial_id, foreign=True)
+        if self._is_readable(number, config):
+            self._learn_cost(number, config, result, update)
         super().on_trial_result(trial_id, config, result, update)
 
     def _learn_cost(self, number: int, config: dict[str, Any], result: dict[str, Any], update: bool) -> None:
@@ -294,7 +297,7 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
             if not self._cost_seen and update and number >= 0 and number not in self._ended_without_cost:
                 self._ended_without_cost.append(number)
                 self._names_in_reports = list(result)
-            self._warn_once(f"a report has no {name!r}, its cost is not known: trial {number}")
+            self._warn_once("no cost", f"a report has no {name!r}, its cost is not known: trial {number}")
             return
         self._cost_seen = True
         self._ended_without_cost, self._names_in_reports = [], []
@@ -304,7 +307,8 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
         cost = result[name]
         if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 < cost < math.inf:
             self._warn_once(
-                f"costs must be positive numbers, others say nothing: trial {number} reports {name}={cost!r}"
+                "cost",
+                f"costs must be positive numbers, others say nothing: trial {number} reports {name}={cost!r}",
             )
             return
         self._observations.add(number, config)
@@ -319,8 +323,9 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
         value = result.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1 or value % 1:
             self._warn_once(
+                "resource of cost",
                 f"resources must be positive ints, costs of other reports are passed over: trial {number} reports "
-                f"{name}={value!r}"
+                f"{name}={value!r}",
             )
             return None
         return int(value)
@@ -333,11 +338,10 @@ class CostAwareBayesianOptimizationSearcher(BayesianOptimizationSearcher):
 
     # ---- description and state -----------------------------------------------------------------------
 
-    def model_parameters(self) -> dict[str, Any]:
-        parameters = super().model_parameters()
-        if self._cost_learner is not None or self._saved_cost_learner is not None:
-            parameters |= {f"cost.{name}": value for name, value in self.cost_learner.parameters().items()}
-        return parameters
+    def _parameters_now(self) -> dict[str, Any]:
+        learner = self._cost_learner
+        of_cost = {} if learner is None else {f"cost.{name}": value for name, value in learner.parameters().items()}
+        return super()._parameters_now() | of_cost
 
     def state_dict(self) -> dict[str, Any]:
         learner = self._saved_cost_learner

@@ -158,7 +158,11 @@ class CoarseCostLearner(CostLearner):
     def __init__(self, encoder: SpaceEncoder, options: CostAwareOptions, seed: int) -> None:
         super().__init__(options, seed)
         of_costs = options.changed(
-            target_transform="standardize", normalize_targets=True, boxcox_transform=False, mcmc_samples=0
+            target_transform="standardize",
+            normalize_targets=True,
+            boxcox_transform=False,
+            mcmc_samples=0,
+            surrogate=None,
         )
         self.surrogate = make_gaussian_process(encoder, of_costs, seed)
 

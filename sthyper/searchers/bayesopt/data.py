@@ -90,8 +90,12 @@ class Observations:
         """Return a function that tells whether a configuration must not be suggested."""
         if not allow_duplicates:
             return lambda config: (match := self._match(config)) in self._suggested or match in self.failed
-        pending = {self._match(config) for config in self.pending.values()}
+        pending = self.pending_matches()
         return lambda config: (match := self._match(config)) in self.failed or match in pending
+
+    def pending_matches(self) -> set[str]:
+        """Return the texts of the configurations whose evaluations are pending."""
+        return {self._match(config) for config in self.pending.values()}
 
     def num_configs(self) -> int:
         """Return the number of different configurations that were suggested, reported or failed."""

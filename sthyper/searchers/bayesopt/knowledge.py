@@ -122,7 +122,14 @@ class KnowledgeOfTrials(BaseSearcher):
         """Return the model's predictions at the observations; suggestions are as if nobody had asked."""
         from sthyper.searchers.bayesopt.suggest import predict
 
-        suggester = self._make_suggester()
-        suggester.load_state_dict(self.suggester.state_dict())
+        suggester = self._copied_suggester()
         means: list[float] = predict(suggester.fit(data), suggester.surrogate, data.X)[0].tolist()
         return means
+
+    def _copied_suggester(self) -> ModelSuggester:
+        """Return a copy of what fits the model; a new one with its state if it cannot be copied."""
+        suggester = self.suggester.copied()
+        if suggester is None:
+            suggester = self._make_suggester()
+            suggester.load_state_dict(self.suggester.state_dict())
+        return suggester

@@ -71,28 +71,44 @@ def suggest_natively(
         RuntimeError: If BoTorch fails.
     """
     generator, space = suggester.generator, suggester.space
-    X, Y, pending = data.X, data.Y, data.pending
+    X, Y, pending, kept = data.X, data.Y, data.pending, torch.arange(len(data.Y))
     if options.max_num_observations is not None and len(Y) >= options.max_num_observations:
         kept = torch.randperm(len(Y), generator=generator)[: options.max_num_observations].sort().values
         X, Y, pending = X[kept], Y[kept], pending[:0]
     elif options.no_fantasizing:
         pending = pending[:0]
     with limited_threads(len(Y)):
-        std = float(Y.std(correction=0))
-        noise = torch.randn(len(Y), generator=generator, dtype=torch.float64) * _NOISE
-        model = suggester.surrogate.fit(X, Y + noise * std)
-        best = float(Y.min())
+        feasibility, feasible = suggester._learn_feasibility(data)
+        comparable = Y if feasible is None else Y[feasible[: len(data.Y)][kept]]
+        model, acquisition, best = None, None, None
+        if len(Y):
+            std = float(Y.std(correction=0))
+            noise = torch.randn(len(Y), generator=generator, dtype=torch.float64) * _NOISE
+            model = suggester.surrogate.fit(X, Y + noise * std)
         try:
-            acquisition = _acquisition(model, suggester, best, pending, options.acq_function)
-            found = None if restricted is not None else _optimum(acquisition, suggester, allowed)
-            if found is None:
+            if model is not None and len(comparable):
+                best = float(comparable.min())
+                acquisition = _acquisition(model, suggester, best, pending, options.acq_function)
+            if feasibility is not None:
+                acquisition = suggester._constrain(acquisition, best, feasibility, data)
+            if acquisition is None:
+                return None
+            optimum = None if restricted is not None else _optimum(acquisition, suggester, allowed)
+            if optimum is None:
                 found = _best_random(acquisition, suggester, allowed, restricted)
+            else:
+                found = space.config(optimum.x), optimum
         except BotorchError as error:
             raise RuntimeError(f"BoTorch cannot optimise the acquisition function: {error}") from error
         if found is None:
             return None
-        mean, deviation = predict(model, suggester.surrogate, found.x.unsqueeze(0))
-    return Found(space.config(found.x), found, float(mean), float(deviation), best)
+        config, candidate = found
+        x = candidate.x.unsqueeze(0)
+        probability = None if feasibility is None else float(feasibility.probability(x))
+        if model is None:
+            return Found(config, candidate, None, None, best, probability)
+        mean, deviation = predict(model, suggester.surrogate, x)
+    return Found(config, candidate, float(mean), float(deviation), best, probability)
 
 
 def _acquisition(
@@ -136,21 +152,27 @@ def _best_random(
     suggester: ModelSuggester,
     allowed: Callable[[dict[str, Any]], bool],
     restricted: list[dict[str, Any]] | None,
-) -> Candidate | None:
+) -> tuple[dict[str, Any], Candidate] | None:
     """Return the best one of random configurations that may be suggested, ``None`` if there is none."""
     space, generator = suggester.space, suggester.generator
     if restricted is None:
         uniform = torch.rand(_NUM_RANDOM, len(space.slices), generator=generator, dtype=torch.float64)
         X = space.from_uniform(uniform)
+        configs = [space.config(x) for x in X]
     else:
-        chosen = torch.randperm(len(restricted), generator=generator)[:_NUM_RANDOM].tolist()
-        X = space.points([restricted[i] for i in chosen])
-    kept = [i for i in range(len(X)) if allowed(space.config(X[i]))]
+        # The entries themselves: what their points are decoded to may differ in the last digit.
+        order = torch.randperm(len(restricted), generator=generator).tolist()
+        configs = [dict(restricted[i]) for i in order if allowed(restricted[i])][:_NUM_RANDOM]
+        if not configs:
+            return None
+        X = space.points(configs)
+    kept = [i for i in range(len(X)) if allowed(configs[i])]
     if not kept:
         return None
     values = _values(acquisition, X[kept])
     index = int(values.argmax())
-    return Candidate(X[kept[index]], float(values[index]), "global")
+    best = kept[index]
+    return configs[best], Candidate(X[best], float(values[index]), "global")
 
 
 def _values(acquisition: AcquisitionFunction, X: Tensor) -> Tensor:

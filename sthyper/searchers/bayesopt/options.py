@@ -81,6 +81,10 @@ _OF_HYPERBAND = (
     *("separate_noise_variances", "issm_gamma_one", "expdecay_normalize_inputs"),
     "hypertune_distribution_num_samples",
 )
+_OF_THE_PROCESS = (
+    *("opt_nstarts", "opt_maxiter", "opt_warmstart", "opt_verbose", "target_transform", "boxcox_transform"),
+    *("normalize_targets", "input_warping", "gp_base_kernel", "categorical_kernel", "mcmc_samples"),
+)
 _OF_COSTS = ("cost_attr", "cost_model", "exponent_cost", "resource_attr")
 
 
@@ -133,7 +137,8 @@ class BayesOptOptions:
             :mod:`sthyper.searchers.bayesopt.stagnation`.
         max_size_data_for_model: With more observations the model sees the best and random others; ``None``: never.
         max_size_top_fraction: Part of them that are the best.
-        allow_duplicates: Whether a configuration may be suggested again. Pending and failed ones are not.
+        allow_duplicates: Whether a configuration may be suggested again. Failed ones are not; pending ones only if
+            nothing else of a finite space is left.
         restrict_configurations: Suggest from this list only.
         map_reward: For mode ``"max"``: the target is ``"<a>_minus_x"``, ``"minus_x"`` or what a callable returns; it
             matters for ``boxcox_transform``. Default ``"1_minus_x"``.
@@ -145,7 +150,7 @@ class BayesOptOptions:
         transfer_learning_active_config_space: Sub-ranges of this experiment.
         transfer_learning_model: ``"matern52_product"`` or ``"matern52_same"``.
         surrogate: A model in place of the Gaussian process: a :class:`~sthyper.surrogates.Surrogate`, a class of
-            BoTorch models, a callable ``(X, Y) -> Model``, or a scikit-learn regressor.
+            BoTorch models, a callable ``(X, Y) -> Model``, or a scikit-learn regressor. A copy of the object is used.
         debug_log: Whether to log the reason of each suggestion at level INFO.
         random_seed: Seed in place of the scheduler's.
 
@@ -281,8 +286,10 @@ class BayesOptOptions:
                 )
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise TypeError(f"acq_function_kwargs: {name} must be a finite number, got {value!r}")
-            if (name == "kappa" and not value > 0) or (name == "jitter" and value < 0):
-                raise ValueError(f"acq_function_kwargs: {name} must be positive, got {value!r}")
+            if name == "kappa" and not value > 0:
+                raise ValueError(f"acq_function_kwargs: kappa must be positive, got {value!r}")
+            if name == "jitter" and value < 0:
+                raise ValueError(f"acq_function_kwargs: jitter must not be negative, got {value!r}")
 
     def _check_targets(self, given: set[str]) -> None:
         if self.boxcox_transform and "target_transform" in given:
@@ -338,14 +345,23 @@ class BayesOptOptions:
             object.__setattr__(self, "input_warping", False)
         if self.boxcox_transform and self.mcmc_samples:
             raise ValueError("boxcox_transform is fitted by MAP, it excludes mcmc_samples")
-        if self.surrogate is not None and self.mcmc_samples:
-            raise ValueError("mcmc_samples is of the Gaussian process, it excludes surrogate")
+        if self.surrogate is not None:
+            defaults = {f.name: f.default for f in fields(self)}
+            for name in _OF_THE_PROCESS:
+                changed = name in given if name in _PRESETS["default"] else getattr(self, name) != defaults[name]
+                if changed:
+                    raise ValueError(f"{name} is an option of the Gaussian process, it has no effect with surrogate")
+        if task is None and self.transfer_learning_model != "matern52_product":
+            raise ValueError("transfer_learning_model needs transfer_learning_task_attr")
 
     @staticmethod
     def explain(key: str) -> str | None:
         """Return why an option is none of this searcher's, for those of its relatives."""
         if key in _OF_HYPERBAND:
-            return f"{key!r} is an option of multi-fidelity models, which a scheduler without rungs does not have"
+            return (
+                f"{key!r} is an option of multi-fidelity models (MOBSTER, Hyper-Tune), which searcher='bayesopt' does "
+                "not have yet"
+            )
         if key in _OF_COSTS:
             return f"{key!r} is an option of searcher='bayesopt_cost', which takes costs into account"
         return None
@@ -406,4 +422,7 @@ def reward_constant(name: str) -> float:
         return 0.0
     if not name.endswith("_minus_x"):
         raise ValueError(name)
-    return float(name.removesuffix("_minus_x"))
+    constant = float(name.removesuffix("_minus_x"))
+    if not math.isfinite(constant):
+        raise ValueError(name)
+    return constant

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sthyper.config_space import config_to_match_string
+from sthyper.config_space import config_to_match_string, impute_points_to_evaluate
 from sthyper.errors import ConfigSpaceError
 from sthyper.searchers.base import SearcherContext
+from sthyper.searchers.bayesopt.canonical import CheckedCanonicalize, unreadable
 from sthyper.searchers.bayesopt.constraints import MetricRecorder, known_feasibility
 from sthyper.searchers.bayesopt.data import Observations, TrialData
+from sthyper.searchers.bayesopt.draws import RandomDraws
 from sthyper.searchers.bayesopt.knowledge import KnowledgeOfTrials
 from sthyper.searchers.bayesopt.options import BayesOptOptions, reward_constant
 from sthyper.searchers.bayesopt.past import PastEvaluations
 from sthyper.searchers.bayesopt.reasons import SuggestionReason
 from sthyper.searchers.bayesopt.transfer import ActiveTask
-from sthyper.searchers.random import RandomSearcher
 from sthyper.trial import normalize_trial_id
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["BayesianOptimizationSearcher"]
 
 logger = logging.getLogger(__name__)
+
+_MAKING = threading.RLock()
+"""Held while a model is made and loaded: a tuner suggests in a thread of its own. One for all searchers, which can then
+be copied."""
 
 
 class BayesianOptimizationSearcher(KnowledgeOfTrials):
@@ -80,8 +86,14 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         self.random_seed = options.random_seed
         if options.surrogate is not None:
             self._check_surrogate()
+        self._canonicalize: CheckedCanonicalize | None = None
+        if options.canonicalize is not None:
+            self._canonicalize = CheckedCanonicalize(options.canonicalize, config_space)
+            self._canonicalize(impute_points_to_evaluate(None, config_space)[0])  # raises at once if it is none
         # Draws the first configurations, and those for which the model cannot be used.
-        self._random = RandomSearcher(
+        self._random = RandomDraws(
+            self._match,
+            lambda: self._observations.pending_matches(),
             config_space if self._task is None else self._task.sampling_space,
             metric,
             mode,
@@ -92,7 +104,7 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         )
         self._points_to_evaluate = self._random._points_to_evaluate
         self._observations = Observations(self._match, None if self._task is None else self._task.may_be_suggested)
-        self._constraints = options.constraints
+        self._constraints = self.constraints = options.constraints
         self._recorder = MetricRecorder(self._constraints)
         self.required_metrics = options.required_metrics
         self._resource_attr: str | None = None
@@ -102,6 +114,7 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         self._saved_suggester: dict[str, Any] | None = None
         self._points: dict[int, Tensor | None] = {}  # trial -> its point, None if it cannot be encoded
         self._fitted_size = -1
+        self._parameters: dict[str, Any] = {}  # of the model after the last suggestion
         self._warned: set[str] = set()
         self.cumulative_get_config_time = 0.0
         self.last_reason: SuggestionReason | None = None
@@ -113,6 +126,8 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         self._random.configure(context)
         self._resource_attr = context.resource_attr
         self._max_resource = context.max_resource_level
+        if self.mode == "min" and self.options.map_reward is not None:
+            logger.warning("map_reward has no effect with mode='min'")
 
     def _check_surrogate(self) -> None:
         """Raise at once if the user's surrogate is none."""
@@ -130,7 +145,8 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         config, reason = self._choose(number)
         seconds = time.perf_counter() - began
         self.cumulative_get_config_time += seconds
-        self.last_reason = reason
+        self.last_reason = replace(reason, seconds=seconds)
+        self._parameters = self._parameters_now()
         if config is None:
             return None
         self._observations.exclude(config)
@@ -176,8 +192,8 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
             return self._draw(number, "no result can be used by the model")
         try:
             found = self._by_model(data)
-        except (ValueError, RuntimeError) as error:
-            self._warn_once(f"the model cannot be used, configurations are drawn at random: {error}")
+        except (ArithmeticError, ValueError, RuntimeError) as error:
+            self._warn_once("model", f"the model cannot be used, configurations are drawn at random: {error}")
             return self._draw(number, str(error))
         if found is None:
             return self._draw(number, "everything that the model proposes is known")
@@ -224,12 +240,13 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
     @property
     def suggester(self) -> ModelSuggester:
         """Fits the model and searches; made when it is needed first."""
-        if self._suggester is None:
-            self._suggester = self._make_suggester()
-            if self._saved_suggester is not None:
-                self._suggester.load_state_dict(self._saved_suggester)
-                self._saved_suggester = None
-        return self._suggester
+        with _MAKING:
+            if self._suggester is None:
+                suggester = self._make_suggester()
+                if self._saved_suggester is not None:
+                    suggester.load_state_dict(self._saved_suggester)
+                self._suggester, self._saved_suggester = suggester, None  # complete before others see it
+            return self._suggester
 
     def _make_encoder(self) -> SpaceEncoder:
         from sthyper.encoding import SpaceEncoder
@@ -308,7 +325,9 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
             try:
                 self._points[trial_id] = self.suggester.space.points([config])[0]
             except ConfigSpaceError as error:
-                self._warn_once(f"the result of trial {trial_id} is passed over, its configuration is none: {error}")
+                self._warn_once(
+                    "point", f"the result of trial {trial_id} is passed over, its configuration is none: {error}"
+                )
                 self._points[trial_id] = None
         return self._points[trial_id]
 
@@ -334,6 +353,8 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         self, trial_id: int | str, config: dict[str, Any], result: dict[str, Any], update: bool
     ) -> None:
         number = normalize_trial_id(trial_id, foreign=True)
+        if not self._is_readable(number, config):
+            return
         if self._may_be_suggested(config):
             self._random.on_trial_result(number, config, result, False)
         self._observations.exclude(config)
@@ -345,12 +366,30 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         self._recorder.record(trial, resource, result)
         value = result.get(self.metric or "")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._warn_once(f"trial {number} reports no number {self.metric!r}; the model passes over such results")
+            self._warn_once(
+                "no number", f"trial {number} reports no number {self.metric!r}; the model passes over such results"
+            )
             return
         if not math.isfinite(value):
-            self._warn_once(f"trial {number} reports {self.metric}={value}; the model passes over such results")
+            self._warn_once(
+                "not finite", f"trial {number} reports {self.metric}={value}; the model passes over such results"
+            )
             return
-        self._learn(trial, resource, self._to_target(float(value)), result)
+        try:
+            target = self._to_target(float(value))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            self._warn_once(
+                "map_reward",
+                f"trial {number}: map_reward cannot map {self.metric}={value}; the model passes over it: {error}",
+            )
+            return
+        if not math.isfinite(target):
+            self._warn_once(
+                "map_reward",
+                f"trial {number}: map_reward maps {self.metric}={value} to {target}; the model passes over it",
+            )
+            return
+        self._learn(trial, resource, target, result)
 
     def _learn(self, trial: TrialData, resource: int, target: float, result: dict[str, Any]) -> None:
         """Enter a finite target; subclasses enter more."""
@@ -366,6 +405,8 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         if config is None:
             return
         number = normalize_trial_id(trial_id, foreign=True)
+        if not self._is_readable(number, config):
+            return
         if self._may_be_suggested(config):
             self._random.register_pending(number, config)
         self._observations.set_pending(number, config)
@@ -376,6 +417,8 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
 
     def evaluation_failed(self, trial_id: int | str, config: dict[str, Any], blacklist: bool = True) -> None:
         number = normalize_trial_id(trial_id, foreign=True)
+        if not self._is_readable(number, config):
+            return
         if self._may_be_suggested(config):
             self._random.evaluation_failed(number, config, blacklist)
         self._observations.set_failed(number, config, blacklist)
@@ -389,9 +432,12 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         return self._observations.num_values()
 
     def model_parameters(self) -> dict[str, Any]:
-        if self._suggester is None and self._saved_suggester is None:
-            return {}
-        return dict(self.suggester.surrogate.parameters())
+        return dict(self._parameters)
+
+    def _parameters_now(self) -> dict[str, Any]:
+        """Return the parameters of the model; those that were loaded while none has been made since."""
+        suggester = self._suggester
+        return self._parameters if suggester is None else dict(suggester.surrogate.parameters())
 
     def next_initial_config(self) -> dict[str, Any] | None:
         return self._random.next_initial_config()
@@ -400,13 +446,19 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         return self._task is None or self._task.may_be_suggested(config)
 
     def _match(self, config: dict[str, Any]) -> str:
-        canonicalize: Callable[[dict[str, Any]], dict[str, Any]] | None = self.options.canonicalize
-        if canonicalize is not None:
-            config = canonicalize(dict(config))
+        if self._canonicalize is not None:
+            config = self._canonicalize(config)
         return config_to_match_string(config, self.config_space)
 
-    def _warn_once(self, message: str) -> None:
-        kind = message.split(":")[0].split(" reports ")[-1][:40]
+    def _is_readable(self, number: int, config: dict[str, Any]) -> bool:
+        """Whether a trial's configuration can be compared with others; a warning tells of the first that cannot."""
+        why = unreadable(config, self.config_space)
+        if why is not None:
+            self._warn_once("configuration", f"trial {number} is passed over, its configuration cannot be used: {why}")
+        return why is None
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        """Log a warning if it is the first one of its kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("%s", message)
@@ -423,6 +475,7 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
             "random": self._random.state_dict(),
             "observations": self._observations.state_dict(),
             "suggester": suggester,
+            "model_parameters": dict(self._parameters),
             "fitted_size": self._fitted_size,
             "cumulative_get_config_time": self.cumulative_get_config_time,
             "past": self._past.state_dict(),
@@ -434,6 +487,7 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         self._points_to_evaluate = self._random._points_to_evaluate
         self._observations.load_state_dict(state["observations"])
         self._saved_suggester, self._suggester, self._points = state["suggester"], None, {}
+        self._parameters = dict(state.get("model_parameters", {}))
         self._fitted_size = state["fitted_size"]
         self.cumulative_get_config_time = state["cumulative_get_config_time"]
         self._past.load_state_dict(state["past"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from sthyper.acquisition.optimize import Candidate, OptimizerOptions, optimize_a
 from sthyper.acquisition.space import MixedSpace
 from sthyper.encoding import SpaceEncoder
 from sthyper.searchers.bayesopt.acquire import acquire
+from sthyper.searchers.bayesopt.canonical import CheckedCanonicalize
 from sthyper.searchers.bayesopt.feasibility import Feasibility, FeasibilityData, FeasibilityModel
 from sthyper.searchers.bayesopt.options import BayesOptOptions
 from sthyper.surrogates.base import Surrogate
@@ -37,6 +40,8 @@ Wrapper = Callable[[AcquisitionFunction], AcquisitionFunction]
 _FEW_OBSERVATIONS = 500
 """Below so many, threads of matrix products cost more than they bring."""
 _NUM_INCUMBENTS = 5
+_NUM_PROBES = 128
+"""Number of points at which an improvement has to be thinkable before it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ class ModelSuggester:
     ) -> None:
         self.encoder = encoder
         self.options = options
-        self.space = MixedSpace(encoder, options.canonicalize)
+        canonicalize = options.canonicalize
+        checked = None if canonicalize is None else CheckedCanonicalize(canonicalize, encoder.config_space)
+        self.space = MixedSpace(encoder, checked)
         self.generator = torch.Generator().manual_seed(seed)
         self.surrogate = make_surrogate(encoder, options, seed) if surrogate is None else surrogate
         self.feasibility: FeasibilityModel | None = None
@@ -153,7 +160,15 @@ class ModelSuggester:
             best: float | None = None
             if model is not None and len(Y):
                 acquisition, best = acquire(
-                    model, self.surrogate.transform, X, Y, data.pending, self.options, self.generator, feasible
+                    model,
+                    self.surrogate.transform,
+                    X,
+                    Y,
+                    data.pending,
+                    self.options,
+                    self.generator,
+                    feasible,
+                    lambda: self.space.sample(_NUM_PROBES, self.generator),
                 )
                 if wrap is not None:
                     acquisition = wrap(acquisition)
@@ -164,8 +179,9 @@ class ModelSuggester:
             if acquisition is None:
                 return None
             candidates = self._candidates(acquisition, model, data, allowed, restricted)
-            for candidate in candidates:
-                config = self.space.config(candidate.x)
+            for config, candidate in candidates:
+                if not math.isfinite(candidate.value):
+                    raise ValueError("the acquisition function is finite nowhere")
                 if allowed(config):
                     return self._found(config, candidate, model, best, feasibility)
         return None
@@ -197,7 +213,8 @@ class ModelSuggester:
         data: SurrogateData,
         allowed: Callable[[dict[str, Any]], bool],
         restricted: list[dict[str, Any]] | None,
-    ) -> Iterator[Candidate]:
+    ) -> Iterator[tuple[dict[str, Any], Candidate]]:
+        """Yield configurations and what the search found of them, the best ones first."""
         score = None
         if self.options.initial_scoring == "thompson_indep" and model is not None:
             score = independent_draws(model, self.generator)
@@ -205,11 +222,11 @@ class ModelSuggester:
             X = self.space.points(list(restricted))
             ranked = rank_candidates(acquisition, X, score)
             for i in ranked.order.tolist():
-                yield Candidate(X[i], float(ranked.values[i]), "global")
+                yield dict(restricted[i]), Candidate(X[i], float(ranked.values[i]), "global")
             return
         X, Y = data.comparable()
         incumbents = X[torch.argsort(Y, stable=True)[:_NUM_INCUMBENTS]]
-        yield from optimize_acquisition(
+        found = optimize_acquisition(
             acquisition,
             self.space,
             self.space.snap(incumbents),
@@ -218,6 +235,8 @@ class ModelSuggester:
             score,
             lambda x: allowed(self.space.config(x)),
         )
+        for candidate in found:
+            yield self.space.config(candidate.x), candidate
 
     def _found(
         self,
@@ -233,6 +252,13 @@ class ModelSuggester:
             return Found(config, candidate, None, None, best, probability)
         mean, std = predict(model, self.surrogate, x)
         return Found(config, candidate, float(mean), float(std), best, probability)
+
+    def copied(self) -> ModelSuggester | None:
+        """Return a copy that shares nothing with it, ``None`` if the user's surrogate cannot be copied."""
+        try:
+            return copy.deepcopy(self)
+        except Exception:  # of any kind, from classes of the user: tensors with a gradient, locks, open files
+            return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return generator, surrogate and the rule for refits."""

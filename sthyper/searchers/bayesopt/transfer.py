@@ -58,6 +58,14 @@ class ActiveTask:
             )
         task = domain.coerce(options.transfer_learning_active_task)
         given = options.transfer_learning_active_config_space or {}
+        if not isinstance(given, Mapping):
+            raise TypeError(f"transfer_learning_active_config_space must be a dict of domains, got {given!r}")
+        for name, domain in given.items():
+            if isinstance(config_space.get(name), Domain) and not isinstance(domain, Domain):
+                raise ConfigSpaceError(
+                    f"transfer_learning_active_config_space: {name!r} must be a domain such as uniform(0, 1), got "
+                    f"{domain!r}; for a single value choice([...]) or uniform(x, x)"
+                )
         active = {k: v for k, v in given.items() if isinstance(v, Domain) and k != attr}
         active[attr] = Categorical((task,))
         made = cls(attr, task, dict(config_space), active)
