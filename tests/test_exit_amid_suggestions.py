@@ -32,7 +32,7 @@ class Slow(BaseSearcher):
         return {{"x": 0.5}}
 """
 # Where the interpreter kills threads that are within PyTorch, the process aborts.
-IN_TORCH = "import torch; a = torch.rand(300, 300); [torch.linalg.svd(a) for _ in range(10**9)]"
+IN_TORCH = "a = torch.rand(300, 300); [torch.linalg.svd(a) for _ in range(10**9)]"
 ASLEEP = "[time.sleep(0.01) for _ in range(10**9)]"
 CATCHES = "\n".join(
     ["while True:", "    try:", "        time.sleep(0.01)", "    except Exception:", "        pass"]
@@ -63,7 +63,7 @@ if __name__ == "__main__":
 
 
 def start(tmp_path: Path, compute: str, fails: bool) -> subprocess.Popen[str]:
-    code = SEARCHER.format(compute=compute) + TUNE
+    code = ("import torch\n" if compute == IN_TORCH else "") + SEARCHER.format(compute=compute) + TUNE
     code = code.replace("FLAG", repr(str(tmp_path / "computing"))).replace("FAILS", repr(fails))
     (tmp_path / "script.py").write_text(code)
     return subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ _LONGEST = 15.0
 """Seconds at the exit of the process: until the threads are broken off, and until nobody waits any more."""
 
 _alive: set[BackgroundThread] = set()
+_pid: list[int] = []
 
 
 class _BrokenOff(SystemExit):
@@ -36,38 +38,49 @@ class BackgroundThread(threading.Thread):
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
         super().__init__(target=target, name=name, daemon=True)
+        # Ctrl-C within join() makes Python 3.11 believe that the thread has ended.
+        self._has_ended = threading.Event()
 
     def start(self) -> None:
         """Start the thread."""
         # Hooks run from the last to the first: this one before those of libraries that the thread uses.
         atexit.unregister(_break_off_all)
         atexit.register(_break_off_all)
-        for thread in [thread for thread in _alive if not thread.is_alive()]:
+        for thread in [thread for thread in _alive if thread.has_ended(0.0)]:
             _alive.discard(thread)
         super().start()
         _alive.add(self)
+        _pid[:] = [os.getpid()]
 
     def run(self) -> None:
         """Call the function."""
-        with contextlib.suppress(_BrokenOff):
-            super().run()
+        try:
+            with contextlib.suppress(_BrokenOff):
+                super().run()
+        finally:
+            self._has_ended.set()
+
+    def has_ended(self, timeout: float) -> bool:
+        """Whether the function ends within so many seconds."""
+        return self._has_ended.wait(timeout)
 
     def break_off(self) -> None:
         """Raise an exception in the thread that ends it."""
-        if self.ident is not None and self.is_alive():
+        if self.ident is not None and not self._has_ended.is_set():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(_BrokenOff))
 
 
 def _break_off_all() -> None:
     """Wait until all threads have ended, a while with patience."""
+    if _pid != [os.getpid()]:
+        return  # of a process that was forked, which has no threads
     began = time.monotonic()
-    _join_all(began + _PATIENCE)
-    while any(thread.is_alive() for thread in _alive) and time.monotonic() < began + _LONGEST:
+    ended = _have_ended(began + _PATIENCE)
+    while not ended and time.monotonic() < began + _LONGEST:
         for thread in list(_alive):
             thread.break_off()  # once more: the exception may have come where all are caught
-        _join_all(time.monotonic() + 0.2)
+        ended = _have_ended(time.monotonic() + 0.2)
 
 
-def _join_all(deadline: float) -> None:
-    for thread in list(_alive):
-        thread.join(max(0.0, deadline - time.monotonic()))
+def _have_ended(deadline: float) -> bool:
+    return all([thread.has_ended(max(0.0, deadline - time.monotonic())) for thread in list(_alive)])

@@ -197,7 +197,7 @@ class Suggestions:
             timeout: So many seconds at most; what is computed still then is broken off when the process exits.
         """
         if self._thread is not None:
-            self._thread.join(timeout)
+            self._thread.has_ended(timeout)
 
     def _journal_suggestion(self, suggestion: TrialSuggestion | None, enqueued: int | None = None) -> None:
         line = {

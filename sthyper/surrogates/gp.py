@@ -65,9 +65,9 @@ class GPOptions:
     num_starts: int = 2
     max_iterations: int = 100
     warm_start: bool = True
-    warm_iterations: int = 10
+    warm_iterations: int = 8
     tolerance: float = 1e-6
-    max_fit_points: int | None = 300
+    max_fit_points: int | None = 256
     verbose: bool = False
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel  # type: ignore[import-untyped]
@@ -92,6 +93,26 @@ def squared_distances(Z1: Tensor, Z2: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and (Z1.requires_grad or Z2.requires_grad)):
         return (Z1 @ Z2.mT).mul_(-2.0).add_(sq1).add_(sq2.mT).clamp_min_(0.0)
     return (sq1 + sq2.mT - 2.0 * (Z1 @ Z2.mT)).clamp_min(0.0)
+
+
+class _Rows(torch.autograd.Function):
+    """Radial function of points that move, shape (n, d), and points that stay, (m, d): the inner loop of a search.
+
+    One step for autograd in place of fifteen, with the derivative in closed form.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, Z1: Tensor, Z2: Tensor, radial: str) -> Tensor:
+        value, slope = _RADIALS[radial].slope(squared_distances(Z1.detach(), Z2))
+        ctx.save_for_backward(Z1, Z2, slope)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        Z1, Z2, slope = ctx.saved_tensors
+        W = slope * grad
+        return 2.0 * (W.sum(1, keepdim=True) * Z1 - W @ Z2), None, None
 
 
 @dataclass(frozen=True)
@@ -252,7 +273,10 @@ class KernelForm:
         """Return the product of all factors, shape ``batch x n x m``, of what :meth:`scaled` returned."""
         result: Tensor | None = None
         for factor, a, b in zip(self.factors, Z1, Z2, strict=True):
-            value = _RADIALS[factor.radial].value(squared_distances(a, b))
+            if torch.is_grad_enabled() and a.requires_grad and a.dim() == b.dim() == 2 and not b.requires_grad:
+                value = _Rows.apply(a, b, factor.radial)  # type: ignore[no-untyped-call]
+            else:
+                value = _RADIALS[factor.radial].value(squared_distances(a, b))
             result = value if result is None else result * value
         if result is None:  # every column is the task, which makes no difference
             raise ValueError("the kernel has no column that makes a difference")
