@@ -57,7 +57,7 @@ class OptimizerOptions:
     num_local_candidates: int = 256
     num_starts: int = 3
     num_discrete_starts: int = 8
-    max_iterations: int = 15
+    max_iterations: int = 20
     max_rounds: int = 4
 
     def __post_init__(self) -> None:

@@ -39,6 +39,9 @@ Wrapper = Callable[[AcquisitionFunction], AcquisitionFunction]
 
 _FEW_OBSERVATIONS = 500
 """Below so many, threads of matrix products cost more than they bring."""
+_MANY_OBSERVATIONS = 150
+_FEW_ITERATIONS = 12
+"""From so many observations on, so few evaluations of each gradient search have to do."""
 _NUM_INCUMBENTS = 5
 _NUM_PROBES = 128
 """Number of points at which an improvement has to be thinkable before it is asked for."""
@@ -122,6 +125,7 @@ class ModelSuggester:
             max_iterations=0 if options.skip_local_optimization else OptimizerOptions.max_iterations,
             max_rounds=0 if options.skip_local_optimization else OptimizerOptions.max_rounds,
         )
+        self._short_search = replace(self._search, max_iterations=min(self._search.max_iterations, _FEW_ITERATIONS))
 
     def fit(self, data: SurrogateData) -> Model:
         """Return the model of the observations, or of those that the cap on their number leaves."""
@@ -231,7 +235,7 @@ class ModelSuggester:
             self.space,
             self.space.snap(incumbents),
             self.generator,
-            self._search,
+            self._search if len(data.Y) < _MANY_OBSERVATIONS else self._short_search,
             score,
             lambda x: allowed(self.space.config(x)),
         )
