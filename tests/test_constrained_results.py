@@ -205,6 +205,7 @@ def searcher_of(kind: str, options: dict[str, Any]) -> BaseSearcher:
 
 @pytest.mark.parametrize("kind", ["logei", "ei", "sklearn"])
 @pytest.mark.parametrize("what", ["constraint", "failures", "nothing"])
+@pytest.mark.slow
 def test_searchers_with_models_of_others_avoid_what_is_infeasible(kind: str, what: str) -> None:
     options: dict[str, Any] = {
         "constraint": {"outcome_constraints": ["con <= 0"]},

@@ -90,6 +90,7 @@ def test_several_models_are_left_out_with_one_warning(caplog: pytest.LogCaptureF
     assert len(warnings) == 1
 
 
+@pytest.mark.slow
 def test_rows_are_kept_over_a_resume() -> None:
     whole = run(BayesianOptimization(SPACE, "loss", random_seed=2), StoreResultsAndModelParamsCallback(), trials=6)
     part = run(BayesianOptimization(SPACE, "loss", random_seed=2), StoreResultsAndModelParamsCallback(), trials=4)

@@ -117,15 +117,18 @@ tuner.run()
 """
 
 LOAD = """
-import json, resource, sys, time
+import json, pathlib, time
 from sthyper import load_experiment
 start = time.monotonic()
 experiment = load_experiment("soak")
 rows = len(experiment.results)
 best = experiment.best_config()
+# getrusage would count the memory of the process from which this one was forked.
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 print(json.dumps({
     "rows": rows, "trials": len(experiment.trials), "seconds": time.monotonic() - start,
-    "rss": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "rss": 1024 * peak,
     "twice": int(experiment.results.duplicated(["trial_id", "epoch"]).sum()),
 }))
 """

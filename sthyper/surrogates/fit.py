@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FitResult", "minimize_bounded", "single_threaded_blas"]
+__all__ = ["FitResult", "minimize_bounded", "single_threaded_blas", "single_threaded_torch"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,20 @@ def single_threaded_blas() -> Iterator[None]:
     """Limit numpy's and scipy's BLAS to one thread: the many tiny products of L-BFGS-B stall on a busy machine else."""
     with _pools().limit(limits=1, user_api="blas"):
         yield
+
+
+@contextmanager
+def single_threaded_torch() -> Iterator[None]:
+    """Run torch on one thread: for matrices of some hundred rows more of them cost more than they bring."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ def minimize_bounded(
         return result, gradient.numpy()
 
     best: tuple[float, np.ndarray] | None = None
-    with single_threaded_blas():
+    with single_threaded_blas(), single_threaded_torch():
         for number, (start, iterations) in enumerate(zip(starts, max_iterations, strict=True)):
             first, lowest = count, None
             try:

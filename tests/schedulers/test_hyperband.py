@@ -435,7 +435,7 @@ def test_the_maximum_is_found() -> None:
         ({"grace_period": 9}, ValueError, "larger than grace_period=9"),
         ({"reduction_factor": 1}, ValueError, "reduction_factor must be a number >= 2"),
         ({"random_seed": -1}, ValueError, "random_seed must be an int"),
-        ({"searcher": "bayes"}, ValueError, r"searcher='bayes' is unknown; known are"),
+        ({"searcher": "bayes"}, ValueError, r"searcher='bayes' is unknown \(did you mean 'bayesopt'\?\); known are"),
         ({"searcher": "randm"}, ValueError, "did you mean 'random'"),
         ({"searcher": Recorder}, TypeError, "searcher must be a searcher object"),
         ({"search_options": {"allow_duplicate": True}}, ValueError, "did you mean 'allow_duplicates'"),

@@ -64,6 +64,7 @@ class TestRepeats(TestBayesianOptimization):
     options: ClassVar[dict[str, Any]] = {"allow_duplicates": True}
 
 
+@pytest.mark.slow
 class TestBaseline(SchedulerConformance):
     n_positions = 5
 

@@ -366,3 +366,18 @@ def test_a_reason_tells_the_seconds() -> None:
     assert total == pytest.approx(searcher.cumulative_get_config_time)
     assert searcher.last_reason is not None
     assert searcher.last_reason.to_dict()["seconds"] > 0
+
+
+def test_the_number_of_threads_is_restored() -> None:
+    torch.set_num_threads(2)
+    try:
+        searcher = BayesianOptimizationSearcher(
+            {"x": uniform(0.0, 1.0)}, "loss", points_to_evaluate=[], options=BayesOptOptions(num_init_random=2)
+        )
+        searcher.configure(SearcherContext("loss"))
+        for number, x in enumerate((0.1, 0.4, 0.9)):
+            searcher.on_trial_result(number, {"x": x}, {"loss": x * x}, True)
+        assert searcher.get_config(3) is not None
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

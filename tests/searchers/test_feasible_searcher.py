@@ -63,6 +63,7 @@ def failures(
     return failed
 
 
+@pytest.mark.slow
 def test_half_of_the_space_fails() -> None:
     ours, usual = 0, 0
     for seed in range(4):
@@ -77,6 +78,7 @@ def test_half_of_the_space_fails() -> None:
     assert ours < 0.5 * usual
 
 
+@pytest.mark.slow
 def test_a_constrained_metric_is_learned() -> None:
     def memory(config: dict[str, Any]) -> dict[str, Any]:
         return {"memory": 1e10 * (config["x0"] + config["x1"])}

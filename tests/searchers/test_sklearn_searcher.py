@@ -61,6 +61,7 @@ def make(estimator: Any = None, **changes: Any) -> SKLearnSurrogateSearcher:
 
 
 @pytest.mark.parametrize("estimator", [gaussian_process(), RandomForestRegressor(n_estimators=20)])
+@pytest.mark.slow
 def test_it_finds_better_configurations_than_random_search(estimator: Any) -> None:
     ours, theirs = [], []
     for seed in range(3):

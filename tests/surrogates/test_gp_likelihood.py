@@ -241,6 +241,7 @@ def test_gradients_are_finite_differences(name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["usual", "syne-tune", "exchangeable"])
+@pytest.mark.slow
 def test_gradients_of_many_points_are_finite_differences(name: str) -> None:
     case = CASES[name]
     X, Y = data(case, 900)

@@ -29,6 +29,7 @@ def draws(
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+@pytest.mark.slow
 def test_moments_of_a_correlated_gaussian(scale: float) -> None:
     mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     covariance = torch.tensor([[1.0, 0.8, 0.0], [0.8, 2.0, -0.3], [0.0, -0.3, 0.25]], dtype=torch.float64)

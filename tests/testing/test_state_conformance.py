@@ -290,6 +290,7 @@ SUITES: dict[str, tuple[str, str]] = {
 # Class -> a class that holds it and whose test would fail without its state. The loop's parts are compared field by
 # field in test_snapshots_of_experiments.py.
 PARTS = {
+    "_metrics_statistics.ConstraintRecord": "tuning_status.TuningStatus",
     "_metrics_statistics.MetricsStatistics": "tuning_status.TuningStatus",
     "_tuning.final_checkpoints.FinalCheckpoints": "_tuning.loop.TuningLoop",
     "_tuning.outcomes.Outcomes": "_tuning.loop.TuningLoop",
@@ -311,6 +312,7 @@ PARTS = {
     "searchers.bayesopt.cost_model.CoarseCostLearner": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
     "searchers.bayesopt.cost_model.CostLearner": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
     "searchers.bayesopt.cost_model.FineCostLearner": "searchers.bayesopt.cost.CostAwareBayesianOptimizationSearcher",
+    "searchers.bayesopt.draws.RandomDraws": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
     "searchers.bayesopt.data.Observations": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",
     "searchers.bayesopt.feasibility.FeasibilityModel": "searchers.feasible.FeasibilitySearcher",
     "searchers.bayesopt.past.PastEvaluations": "searchers.bayesopt.searcher.BayesianOptimizationSearcher",

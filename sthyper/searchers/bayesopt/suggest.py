@@ -26,6 +26,7 @@ from sthyper.surrogates.base import Surrogate
 from sthyper.surrogates.bayesian_gp import BayesianGaussianProcess
 from sthyper.surrogates.custom import as_surrogate
 from sthyper.surrogates.data_cap import cap_size
+from sthyper.surrogates.fit import single_threaded_torch
 from sthyper.surrogates.gp import GaussianProcess, GPOptions
 from sthyper.surrogates.inputs import InputStructure
 from sthyper.surrogates.marginals import marginals
@@ -342,12 +343,8 @@ def independent_draws(model: Model, generator: torch.Generator) -> Callable[[Ten
 @contextmanager
 def limited_threads(n: int) -> Iterator[None]:
     """Run torch on one thread while there are few observations, and restore the number of threads."""
-    threads = torch.get_num_threads()
-    if threads == 1 or n >= _FEW_OBSERVATIONS:
+    if n >= _FEW_OBSERVATIONS:
         yield
         return
-    torch.set_num_threads(1)
-    try:
+    with single_threaded_torch():
         yield
-    finally:
-        torch.set_num_threads(threads)
