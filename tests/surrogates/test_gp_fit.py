@@ -89,15 +89,12 @@ def gaps(number: int) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("number", range(NUM_DATA_SETS))
-def test_ten_starts_find_the_optimum(number: int) -> None:
-    assert gaps(number)[1] < 0.05
-
-
-@pytest.mark.slow
-def test_the_usual_starts_find_the_optimum_of_18_of_20() -> None:
-    missed = [number for number in range(NUM_DATA_SETS) if gaps(number)[0] > 0.05]
-    assert len(missed) <= 2, missed
+def test_the_usual_starts_and_ten_find_the_optimum(number: int) -> None:
+    usual, ten = gaps(number)
+    assert ten < 0.05
+    assert usual < 0.05  # 18 of 20 are asked for
 
 
 @pytest.mark.parametrize("number", [3, 8, 13])
