@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sthyper._lazy import lazy_names
 
 if TYPE_CHECKING:
     from sthyper.callbacks.lightning.gates import GateTuningCallback
@@ -12,21 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["GateTuningCallback", "SelfTuningCallback", "TuneReportCallback"]
 
 _HOMES = {
-    "GateTuningCallback": "sthyper.callbacks.lightning.gates",
-    "SelfTuningCallback": "sthyper.callbacks.lightning.self_tuning",
-    "TuneReportCallback": "sthyper.callbacks.lightning.report",
+    "GateTuningCallback": "lightning.gates",
+    "SelfTuningCallback": "lightning.self_tuning",
+    "TuneReportCallback": "lightning.report",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sthyper._lazy import lazy_names
 from sthyper._version import __version__
 
 if TYPE_CHECKING:
@@ -17,24 +18,12 @@ __all__ = ["Reporter", "StoppingCriterion", "TrialExit", "Tuner", "__version__",
 
 # Names are imported on first use, so that a training script pays for the Reporter only.
 _HOMES = {
-    "Reporter": "sthyper.report",
-    "StoppingCriterion": "sthyper.stopping_criterion",
-    "TrialExit": "sthyper.report",
-    "Tuner": "sthyper.tuner",
-    "load_experiment": "sthyper.experiment",
-    "tune": "sthyper._tune",
+    "Reporter": "report",
+    "StoppingCriterion": "stopping_criterion",
+    "TrialExit": "report",
+    "Tuner": "tuner",
+    "load_experiment": "experiment",
+    "tune": "_tune",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from sthyper.schedulers.base import TrialScheduler
 from sthyper.schedulers.fifo import FIFOScheduler
@@ -25,7 +25,40 @@ __all__ = [
 ]
 
 
-class RandomSearch(FIFOScheduler):
+class _SearchToTheEnd(FIFOScheduler):
+    """First in, first out with the searcher of one name."""
+
+    _searcher_name: ClassVar[str]
+
+    def __init__(
+        self,
+        config_space: dict[str, Any],
+        metric: str,
+        mode: str = "min",
+        search_options: Mapping[str, Any] | None = None,
+        points_to_evaluate: list[dict[str, Any]] | None = None,
+        random_seed: int | None = None,
+        max_resource_attr: str | None = None,
+        max_t: int | None = None,
+        time_keeper: TimeKeeper | None = None,
+        progress_attr: str | None = "epoch",
+    ) -> None:
+        super().__init__(
+            config_space,
+            metric,
+            mode=mode,
+            searcher=self._searcher_name,
+            search_options=search_options,
+            points_to_evaluate=points_to_evaluate,
+            random_seed=random_seed,
+            max_resource_attr=max_resource_attr,
+            max_t=max_t,
+            time_keeper=time_keeper,
+            progress_attr=progress_attr,
+        )
+
+
+class RandomSearch(_SearchToTheEnd):
     """Random search: configurations are drawn independently, every trial runs to its end.
 
     Args:
@@ -52,35 +85,10 @@ class RandomSearch(FIFOScheduler):
         Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 2012
     """
 
-    def __init__(
-        self,
-        config_space: dict[str, Any],
-        metric: str,
-        mode: str = "min",
-        search_options: Mapping[str, Any] | None = None,
-        points_to_evaluate: list[dict[str, Any]] | None = None,
-        random_seed: int | None = None,
-        max_resource_attr: str | None = None,
-        max_t: int | None = None,
-        time_keeper: TimeKeeper | None = None,
-        progress_attr: str | None = "epoch",
-    ) -> None:
-        super().__init__(
-            config_space,
-            metric,
-            mode=mode,
-            searcher="random",
-            search_options=search_options,
-            points_to_evaluate=points_to_evaluate,
-            random_seed=random_seed,
-            max_resource_attr=max_resource_attr,
-            max_t=max_t,
-            time_keeper=time_keeper,
-            progress_attr=progress_attr,
-        )
+    _searcher_name = "random"
 
 
-class GridSearch(FIFOScheduler):
+class GridSearch(_SearchToTheEnd):
     """Grid search: all combinations of a few values of every hyperparameter, every trial runs to its end.
 
     Args:
@@ -104,35 +112,10 @@ class GridSearch(FIFOScheduler):
         ValueError: If ``mode`` or an option is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        config_space: dict[str, Any],
-        metric: str,
-        mode: str = "min",
-        search_options: Mapping[str, Any] | None = None,
-        points_to_evaluate: list[dict[str, Any]] | None = None,
-        random_seed: int | None = None,
-        max_resource_attr: str | None = None,
-        max_t: int | None = None,
-        time_keeper: TimeKeeper | None = None,
-        progress_attr: str | None = "epoch",
-    ) -> None:
-        super().__init__(
-            config_space,
-            metric,
-            mode=mode,
-            searcher="grid",
-            search_options=search_options,
-            points_to_evaluate=points_to_evaluate,
-            random_seed=random_seed,
-            max_resource_attr=max_resource_attr,
-            max_t=max_t,
-            time_keeper=time_keeper,
-            progress_attr=progress_attr,
-        )
+    _searcher_name = "grid"
 
 
-class BayesianOptimization(FIFOScheduler):
+class BayesianOptimization(_SearchToTheEnd):
     """Bayesian optimisation: a Gaussian process of all results proposes configurations, every trial runs to its end.
 
     Args:
@@ -158,35 +141,10 @@ class BayesianOptimization(FIFOScheduler):
         Snoek et al., "Practical Bayesian Optimization of Machine Learning Algorithms", NeurIPS 2012
     """
 
-    def __init__(
-        self,
-        config_space: dict[str, Any],
-        metric: str,
-        mode: str = "min",
-        search_options: Mapping[str, Any] | None = None,
-        points_to_evaluate: list[dict[str, Any]] | None = None,
-        random_seed: int | None = None,
-        max_resource_attr: str | None = None,
-        max_t: int | None = None,
-        time_keeper: TimeKeeper | None = None,
-        progress_attr: str | None = "epoch",
-    ) -> None:
-        super().__init__(
-            config_space,
-            metric,
-            mode=mode,
-            searcher="bayesopt",
-            search_options=search_options,
-            points_to_evaluate=points_to_evaluate,
-            random_seed=random_seed,
-            max_resource_attr=max_resource_attr,
-            max_t=max_t,
-            time_keeper=time_keeper,
-            progress_attr=progress_attr,
-        )
+    _searcher_name = "bayesopt"
 
 
-class BoTorch(FIFOScheduler):
+class BoTorch(_SearchToTheEnd):
     """Bayesian optimisation by BoTorch's own recipe, to compare with; every trial runs to its end.
 
     Args:
@@ -212,35 +170,20 @@ class BoTorch(FIFOScheduler):
         Balandat et al., "BoTorch: A Framework for Efficient Monte-Carlo Bayesian Optimization", NeurIPS 2020
     """
 
-    def __init__(
-        self,
-        config_space: dict[str, Any],
-        metric: str,
-        mode: str = "min",
-        search_options: Mapping[str, Any] | None = None,
-        points_to_evaluate: list[dict[str, Any]] | None = None,
-        random_seed: int | None = None,
-        max_resource_attr: str | None = None,
-        max_t: int | None = None,
-        time_keeper: TimeKeeper | None = None,
-        progress_attr: str | None = "epoch",
-    ) -> None:
-        super().__init__(
-            config_space,
-            metric,
-            mode=mode,
-            searcher="botorch",
-            search_options=search_options,
-            points_to_evaluate=points_to_evaluate,
-            random_seed=random_seed,
-            max_resource_attr=max_resource_attr,
-            max_t=max_t,
-            time_keeper=time_keeper,
-            progress_attr=progress_attr,
-        )
+    _searcher_name = "botorch"
 
 
-class ConstrainedBayesianOptimization(FIFOScheduler):
+def _with_name(search_options: Mapping[str, Any] | None, option: str, name: str) -> dict[str, Any]:
+    """Return ``search_options`` with the name of a metric that is an argument of the method."""
+    if search_options is not None and not isinstance(search_options, Mapping):
+        raise TypeError(f"search_options must be a dict, got {search_options!r}")
+    options = {} if search_options is None else dict(search_options)
+    if options.setdefault(option, name) != name:
+        raise ValueError(f"search_options has {option}={options[option]!r}, but the argument is {name!r}")
+    return options
+
+
+class ConstrainedBayesianOptimization(_SearchToTheEnd):
     """Bayesian optimisation under a constraint: the best configuration whose reported ``constraint_attr`` is up to 0.
 
     The constraint is modelled by a Gaussian process of its own; configurations are suggested by constrained expected
@@ -271,6 +214,8 @@ class ConstrainedBayesianOptimization(FIFOScheduler):
         Gardner et al., "Bayesian Optimization with Inequality Constraints", ICML 2014
     """
 
+    _searcher_name = "bayesopt_constrained"
+
     def __init__(
         self,
         config_space: dict[str, Any],
@@ -285,30 +230,21 @@ class ConstrainedBayesianOptimization(FIFOScheduler):
         time_keeper: TimeKeeper | None = None,
         progress_attr: str | None = "epoch",
     ) -> None:
-        if search_options is not None and not isinstance(search_options, Mapping):
-            raise TypeError(f"search_options must be a dict, got {search_options!r}")
-        options = {} if search_options is None else dict(search_options)
-        if options.setdefault("constraint_attr", constraint_attr) != constraint_attr:
-            raise ValueError(
-                f"search_options has constraint_attr={options['constraint_attr']!r}, but the argument is "
-                f"{constraint_attr!r}"
-            )
         super().__init__(
             config_space,
             metric,
-            mode=mode,
-            searcher="bayesopt_constrained",
-            search_options=options,
-            points_to_evaluate=points_to_evaluate,
-            random_seed=random_seed,
-            max_resource_attr=max_resource_attr,
-            max_t=max_t,
-            time_keeper=time_keeper,
-            progress_attr=progress_attr,
+            mode,
+            _with_name(search_options, "constraint_attr", constraint_attr),
+            points_to_evaluate,
+            random_seed,
+            max_resource_attr,
+            max_t,
+            time_keeper,
+            progress_attr,
         )
 
 
-class CostAwareBayesianOptimization(FIFOScheduler):
+class CostAwareBayesianOptimization(_SearchToTheEnd):
     """Bayesian optimisation of what is found for the same total cost: expected improvement per unit of cost.
 
     The cost of a trial is what its last report says, and is modelled by a Gaussian process of its own; with
@@ -342,6 +278,8 @@ class CostAwareBayesianOptimization(FIFOScheduler):
         Snoek et al., "Practical Bayesian Optimization of Machine Learning Algorithms", NeurIPS 2012
     """
 
+    _searcher_name = "bayesopt_cost"
+
     def __init__(
         self,
         config_space: dict[str, Any],
@@ -356,25 +294,17 @@ class CostAwareBayesianOptimization(FIFOScheduler):
         time_keeper: TimeKeeper | None = None,
         progress_attr: str | None = "epoch",
     ) -> None:
-        if search_options is not None and not isinstance(search_options, Mapping):
-            raise TypeError(f"search_options must be a dict, got {search_options!r}")
-        options = {} if search_options is None else dict(search_options)
-        if options.setdefault("cost_attr", cost_attr) != cost_attr:
-            raise ValueError(
-                f"search_options has cost_attr={options['cost_attr']!r}, but the argument is {cost_attr!r}"
-            )
         super().__init__(
             config_space,
             metric,
-            mode=mode,
-            searcher="bayesopt_cost",
-            search_options=options,
-            points_to_evaluate=points_to_evaluate,
-            random_seed=random_seed,
-            max_resource_attr=max_resource_attr,
-            max_t=max_t,
-            time_keeper=time_keeper,
-            progress_attr=progress_attr,
+            mode,
+            _with_name(search_options, "cost_attr", cost_attr),
+            points_to_evaluate,
+            random_seed,
+            max_resource_attr,
+            max_t,
+            time_keeper,
+            progress_attr,
         )
 
 

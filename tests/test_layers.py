@@ -39,7 +39,8 @@ LAYERS: list[dict[str, set[str]]] = [
     {"": {"selftuning", "straight_through"}},
     {"": {"trial", "report", "config_space", "encoding", "constants", "utils", "errors", "paths", "checkpoints"}},
 ]
-LAYERS[-1][""] |= {"_checkpoints", "_connection", "_describe", "_function_trial", "_space", "_syncing", "_version"}
+LAYERS[-1][""] |= {"_checkpoints", "_connection", "_describe", "_function_trial", "_lazy", "_space", "_syncing"}
+LAYERS[-1][""].add("_version")
 # The training-time callbacks may be used without a tuner: they see the bottom only.
 CALLBACKS_MAY_IMPORT = {"callbacks", "selftuning", "straight_through", *LAYERS[-1][""]}
 

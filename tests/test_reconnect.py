@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from sthyper import StoppingCriterion, Tuner, load_experiment
-from sthyper.backend import ExperimentContext, RemoteBackend, RunningTrial
+from sthyper.backend import ExperimentContext, LocalBackend, RemoteBackend, RunningTrial
 from sthyper.baselines import ASHA, RandomSearch
 from sthyper.config_space import randint, uniform
 from sthyper.errors import ExperimentError
@@ -645,6 +645,14 @@ def test_no_trial_is_submitted_whose_start_could_not_be_recorded(
     tuner.run()
     assert "No trial is started and no report answered" in caplog.text
     assert backend.recorded == [True] * 3
+
+
+def test_a_backend_that_outlives_its_tuner_must_take_up_runs_again() -> None:
+    class Forgetful(LocalBackend):
+        outlives_tuner = True
+
+    with pytest.raises(TypeError, match="Forgetful has outlives_tuner = True and no method reattach"):
+        Forgetful("echo x").reattach(RunningTrial(0, 0))
 
 
 def test_recorded_answers_are_given_again_and_nothing_else(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sthyper.callbacks.lightning._self_tuning_checks import NAME
 from sthyper.callbacks.lightning._validation_data import ValidationStream, mixed, to_device
 from sthyper.callbacks.lightning._validation_loss import ValidationLoss, loss_of
 from sthyper.selftuning._batches import part_of_batch
+from sthyper.selftuning._trainer_options import RESPONSE_LR, RESPONSE_PART
 from sthyper.selftuning._trainer_parts import hyper_adam, response_adam
 from sthyper.selftuning.perturbation import Perturbation
 from sthyper.selftuning.steps import (
@@ -91,7 +92,7 @@ class Updates:
         self.validation_loss = ValidationLoss(self.trainer, self.module, self.val_loss, NAME, "hyper steps")
         if self.separate:
             self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
-            self.optimizers["responses"] = response_adam(self.responses, options.response_lr)
+            self.optimizers["responses"] = response_adam(self.responses, options.response_lr or RESPONSE_LR)
         self.optimizers["hyper"] = hyper_adam(h.tuned(), options.hyper_lr)
         if options.tune_scales:
             self.optimizers["scales"] = hyper_adam([h.raw_scale], self._scale_lr())
@@ -176,7 +177,7 @@ class Updates:
     # ---- updates -------------------------------------------------------------------------------------
 
     def respond(self, batch: Any, batch_idx: int, size: int, linear: bool, stepped: bool) -> None:
-        """Do the response update on a batch, or add its gradients to those that wait.
+        """Do the response update on a batch if it is its turn, or add its gradients to those that wait.
 
         Args:
             batch: The batch.
@@ -185,7 +186,10 @@ class Updates:
             linear: Whether predictions are linearised.
             stepped: Whether the optimiser of the user has made a step.
         """
-        batch, size = part_of_batch(batch, self.axis, size, self.options.response_part, self.counts.batches)
+        if not self.options.responds(self.counts.steps):
+            return
+        part = self.options.response_part or RESPONSE_PART
+        batch, size = part_of_batch(batch, self.axis, size, part, self.counts.batches)
         gradients = self._response_gradients(batch, batch_idx, size, linear)
         share = 1 / self.trainer.accumulate_grad_batches
         if gradients is not None:

@@ -101,6 +101,9 @@ class SelfTuningCallback(SelfTuningState):
         response_part: Part of the examples of a batch (at least 50 of them) that the additional call of
             ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have their
             examples on one axis are taken whole.
+        response_every: After ``response_warm_up``, the additional call is made in one of so many optimiser steps (on
+            all their batches). Default is 2.
+        response_warm_up: Optimiser steps at the beginning in which it is made each time. Default is 1000.
         hyper_lr: Learning rate of the hyperparameters (Adam with the coefficients .9 and .99), at the beginning.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the run, to which they fall.
         tune_scales: Whether scales are tuned too.
@@ -141,6 +144,8 @@ class SelfTuningCallback(SelfTuningState):
         warm_up_epochs: int | None = None,
         response_lr: float | None = None,
         response_part: float | None = None,
+        response_every: int | None = None,
+        response_warm_up: int | None = None,
         hyper_lr: float = _DEFAULTS.hyper_lr,
         hyper_lr_end: float = _DEFAULTS.hyper_lr_end,
         tune_scales: bool = False,
@@ -163,8 +168,10 @@ class SelfTuningCallback(SelfTuningState):
             train_steps=train_steps,
             hyper_steps=hyper_steps,
             warm_up_epochs=warm_up_epochs,
-            response_lr=_DEFAULTS.response_lr if response_lr is None else response_lr,
-            response_part=_DEFAULTS.response_part if response_part is None else response_part,
+            response_lr=response_lr,
+            response_part=response_part,
+            response_every=response_every,
+            response_warm_up=response_warm_up,
             hyper_lr=hyper_lr,
             hyper_lr_end=hyper_lr_end,
             scale_lr=scale_lr,
@@ -186,6 +193,8 @@ class SelfTuningCallback(SelfTuningState):
             for name, value in (
                 ("response_lr", response_lr),
                 ("response_part", response_part),
+                ("response_every", response_every),
+                ("response_warm_up", response_warm_up),
                 ("max_norm", max_norm),
             ):
                 if value is not None:

@@ -272,8 +272,11 @@ class TrialBackend(Described, ABC):
 
         Args:
             running: What the journal tells of it.
+
+        Raises:
+            TypeError: If a backend with :attr:`outlives_tuner` does not override it.
         """
-        raise NotImplementedError(f"{type(self).__name__} has outlives_tuner = True and no method reattach")
+        raise TypeError(f"{type(self).__name__} has outlives_tuner = True and no method reattach")
 
     def answer(self, event: ReportEvent, decision: str) -> None:
         """Answer a report; the trial ends itself on STOP and PAUSE (no-op where trials cannot listen)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sthyper._lazy import lazy_names
 
 if TYPE_CHECKING:
     from sthyper.selftuning._schedule_plots import (
@@ -139,6 +141,7 @@ if TYPE_CHECKING:
         HyperStepResult,
         PredictionLoss,
         TrainStepResult,
+        centre_step,
         delta_stn_step,
         hyper_step,
         stn_step,
@@ -225,6 +228,7 @@ __all__ = [
     "best_response_class",
     "bounded",
     "bptt_chunks",
+    "centre_step",
     "collapse",
     "colour_jitter",
     "cut_boxes",
@@ -358,6 +362,7 @@ _HOMES = {
     "default_shared": "defaults",
     "default_space": "defaults",
     "default_start": "defaults",
+    "centre_step": "steps",
     "delta_stn_step": "steps",
     "drop_connect": "regularisers",
     "drop_connections": "regularisers",
@@ -412,16 +417,4 @@ _HOMES = {
     "weight_decay": "regularisers",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

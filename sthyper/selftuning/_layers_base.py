@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -52,7 +53,8 @@ class BestResponse:
 
     The layer keeps its parameters. Nothing of the response is computed where the layer is the plain one.
 
-    It cannot be an ABC: the class of a living layer is exchanged for it, which needs the same layout of objects.
+    It is no ABC although it has an abstract method: the class of a living layer is exchanged for a subclass, which
+    needs the same layout of objects.
 
     Attributes:
         plain_class: The class that the layer had.
@@ -61,9 +63,9 @@ class BestResponse:
     plain_class: ClassVar[type[nn.Module]]
 
     @classmethod
+    @abstractmethod
     def sites(cls, layer: Any) -> list[Site]:
         """Return the weights of a layer that can respond; none if it has no parameters."""
-        raise NotImplementedError
 
     @property
     def link(self) -> Link:

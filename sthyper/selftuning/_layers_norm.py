@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, cast
 
 import torch
@@ -93,8 +94,9 @@ class _BatchStatistics(_Norm):
         current = owner.hyperparameters.current
         return current is not None and (current.tracks or current.linearised)
 
+    @abstractmethod
     def _normalise(self, input: Tensor, weight: Tensor | None, bias: Tensor | None, frozen: bool) -> Tensor:
-        raise NotImplementedError
+        """Return the normalised input; ``frozen`` statistics do not follow it."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised input, of its shape (``B x C x ...``)."""

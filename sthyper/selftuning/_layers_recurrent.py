@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -220,8 +221,9 @@ class _Cell(BestResponse):
             Site(part, f"weight_{part}", f"bias_{part}" if layer.bias_ih is not None else None) for part in ("ih", "hh")
         ]
 
+    @abstractmethod
     def _step(self) -> Step:
-        raise NotImplementedError
+        """Return what makes the next state."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """Return the next state as the plain cell does (``B x hidden``)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sthyper.selftuning._batches import BatchStream, first_size, pair, part_of_batch, preserved_random_state, to_device
 from sthyper.selftuning._gradients import apply_gradients, evaluating, gradients_of, parameters_of
-from sthyper.selftuning._trainer_options import SelfTunerOptions
+from sthyper.selftuning._trainer_options import RESPONSE_PART, SelfTunerOptions
 from sthyper.selftuning._trainer_parts import Optimizers
 from sthyper.selftuning.controls import Control
 from sthyper.selftuning.hyperparameters import Hyperparameters
@@ -22,6 +22,7 @@ from sthyper.selftuning.steps import (
     Notices,
     PredictionLoss,
     TrainStepResult,
+    centre_step,
     delta_stn_step,
     hyper_step,
     stn_step,
@@ -119,23 +120,27 @@ class TrainerSteps(ABC):
             result = stn_step(closure, h, both, size, self._groups, max_norm=options.max_norm)
         else:
             update = options.update or "linearised"
-            respond: Closure | None = None
-            length: int | None = None
-            if update != "joint":
-                some, length = part_of_batch((inputs, targets), self._axis, size, options.response_part, self.step)
-                respond = PredictionLoss(partial(predict, *some), criterion)
-            result = delta_stn_step(
-                closure,
-                h,
-                weights,
-                responses,
-                size,
-                update,
-                None if update == "linearised" else self._groups,
-                max_norm=options.max_norm,
-                response_closure=respond,
-                response_size=length,
-            )
+            if update != "joint" and not options.responds(self.step):
+                result = centre_step(closure, h, weights, size, max_norm=options.max_norm)
+            else:
+                respond: Closure | None = None
+                length: int | None = None
+                if update != "joint":
+                    part = options.response_part or RESPONSE_PART
+                    some, length = part_of_batch((inputs, targets), self._axis, size, part, self.step)
+                    respond = PredictionLoss(partial(predict, *some), criterion)
+                result = delta_stn_step(
+                    closure,
+                    h,
+                    weights,
+                    responses,
+                    size,
+                    update,
+                    None if update == "linearised" else self._groups,
+                    max_norm=options.max_norm,
+                    response_closure=respond,
+                    response_size=length,
+                )
         self._losses.append((result.loss.double(), size))
         self.step += 1
         self.schedule.record(h, step=self.step, epoch=self.epoch + 1, train_loss=result.loss)

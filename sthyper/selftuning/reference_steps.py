@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 Criterion = Callable[[Any, Any], Tensor]
 
 
-class _StepOptimizer:
+class _StepOptimizer(ABC):
     """What both step objects share: the hyper step."""
 
     def __init__(
@@ -62,9 +63,9 @@ class _StepOptimizer:
         self.entropy_weight = entropy_weight
         self.result: HyperStepResult | None = None
 
+    @abstractmethod
     def optimizers(self) -> list[Optimizer | None]:
         """Return all optimisers; that of the scales may be ``None``."""
-        raise NotImplementedError
 
     def zero_grad(self) -> None:
         """Set all gradients to ``None``; steps leave none behind themselves."""
@@ -104,8 +105,9 @@ class _StepOptimizer:
             self.model.train()
         return self._train(inputs, labels, perturbed_h, inputs if augmented_inputs is None else augmented_inputs)
 
+    @abstractmethod
     def _train(self, inputs: Any, labels: Any, perturbed_h: Perturbation, augmented: Any) -> tuple[Any, Tensor]:
-        raise NotImplementedError
+        """Do a training step; return the prediction and the loss (0-d, detached)."""
 
     def _tune(self, inputs: Any, labels: Any, perturbed_h: Perturbation | None) -> tuple[Any, Tensor]:
         h = self.h_container

@@ -38,6 +38,7 @@ __all__ = [
     "Update",
     "apply_gradients",
     "apply_hypergradients",
+    "centre_step",
     "delta_stn_step",
     "evaluating",
     "gradients_of",
@@ -117,6 +118,48 @@ def stn_step(
     return TrainStepResult(loss.detach())
 
 
+def centre_step(
+    closure: Closure,
+    hyperparameters: Hyperparameters,
+    optimizer: Optimizer,
+    batch_size: int,
+    *,
+    max_norm: float | None = None,
+) -> TrainStepResult:
+    """Do a training step of the general weights alone, with the hyperparameters at their centre.
+
+    Responses may be updated in some of the steps only, by :func:`delta_stn_step`; these are the others. They cost as
+    much as those of the plain network. Gates and choices are sampled.
+
+    Args:
+        closure: Returns the training loss (0-d). It is called once.
+        hyperparameters: The hyperparameters.
+        optimizer: Holds ``general_parameters(model)``.
+        batch_size: Number of examples of the batch.
+        max_norm: Gradients are scaled down to this norm, ``None`` for no bound.
+
+    Raises:
+        TypeError: If the optimiser is none, or needs a closure itself (LBFGS).
+        ValueError: If it holds hyperparameters.
+    """
+    parameters = check_optimizers(hyperparameters, {"optimizer": optimizer})
+    return TrainStepResult(_centre_update(closure, hyperparameters, optimizer, parameters, batch_size, max_norm))
+
+
+def _centre_update(
+    closure: Closure,
+    hyperparameters: Hyperparameters,
+    optimizer: Optimizer,
+    parameters: Sequence[Tensor],
+    batch_size: int,
+    max_norm: float | None,
+) -> Tensor:
+    with hyperparameters.centred(batch_size=batch_size):
+        loss = closure()
+    apply_gradients([optimizer], parameters, gradients_of(loss, parameters), max_norm)
+    return loss.detach()
+
+
 def delta_stn_step(
     closure: Closure,
     hyperparameters: Hyperparameters,
@@ -182,18 +225,16 @@ def delta_stn_step(
         apply_gradients([general_optimizer], both[:n], gradients[:n], max_norm)
         apply_gradients([response_optimizer], both[n:], gradients[n:], max_norm)
         return TrainStepResult(loss.detach())
-    with hyperparameters.centred(batch_size=batch_size):
-        loss = closure()
-    apply_gradients([general_optimizer], both[:n], gradients_of(loss, both[:n]), max_norm)
+    loss = _centre_update(closure, hyperparameters, general_optimizer, both[:n], batch_size, max_norm)
     if not hyperparameters.continuous:  # gates and choices only: there is nothing to respond to
-        return TrainStepResult(loss.detach())
+        return TrainStepResult(loss)
     if response_closure is not None and response_size is not None:
         closure, batch_size = response_closure, response_size
     # Tracked so that running statistics are left alone.
     perturbation = hyperparameters.draw(batch_size, groups, tracks=update == "nonlinear")
     answer = perturbed_loss(closure, hyperparameters, perturbation, linear=update == "linearised")
     apply_gradients([response_optimizer], responses, gradients_of(answer, responses), max_norm)
-    return TrainStepResult(loss.detach(), answer.detach())
+    return TrainStepResult(loss, answer.detach())
 
 
 def perturbed_loss(

@@ -434,6 +434,10 @@ def test_a_trial_that_does_not_read_its_answers_is_closed(channel: Channel) -> N
         channel.round(0.0)
     channel.until(lambda: any(isinstance(m, ClientGone) for m in channel.messages))
     channel.ask(good, 0)
+    assert [(m.trial_id, m.client, m.said_bye) for m in channel.messages if isinstance(m, ClientGone)] == [
+        (1, "deaf", False)
+    ]
+    assert len(channel.server._connections) == 1  # the good one
 
 
 def test_clients_that_come_and_go_leave_nothing_behind(channel: Channel) -> None:

@@ -161,18 +161,25 @@ def test_templates_that_do_not_fit_the_space(entry_point: str, space: dict[str, 
         Tuner(LocalBackend(entry_point), scheduler, StoppingCriterion(max_num_trials_started=1), 1)
 
 
+_AS_JSON = ["--st_config_json_filename", "/t/3/config.json"]
+
+
 @pytest.mark.parametrize(
-    ("entry_point", "space", "options"),
+    ("entry_point", "space", "as_json", "arguments"),
     [
-        ("sh {learning_rate} {width}", SPACE, {}),  # constants may be left out
-        ("sh {trial_id}", SPACE, {}),
-        ("sh {learning_rate}", SPACE, {"pass_args_as_json": True}),
-        ("sh {st_config_json_filename}", {**SPACE, "list": [1]}, {}),
-        ("sh {width}", {"width": randint(1, 9), "list": [1, 2]}, {}),
+        ("sh {learning_rate} {width}", SPACE, False, ["0.5", "3"]),  # constants may be left out
+        ("sh {trial_id}", SPACE, False, ["3", "--learning_rate", "0.5", "--width", "3", "--epochs", "9"]),
+        ("sh {learning_rate}", SPACE, True, ["0.5", *_AS_JSON]),
+        ("sh {st_config_json_filename}", {**SPACE, "list": [1]}, False, _AS_JSON[1:]),
+        ("sh {width}", {"width": randint(1, 9), "list": [1, 2]}, False, ["3"]),
     ],
 )
-def test_templates_that_fit_the_space(entry_point: str, space: dict[str, Any], options: dict[str, Any]) -> None:
-    LocalBackend(entry_point, **options).check_config_space(space)
+def test_templates_that_fit_the_space(
+    entry_point: str, space: dict[str, Any], as_json: bool, arguments: list[str]
+) -> None:
+    LocalBackend(entry_point, pass_args_as_json=as_json).check_config_space(space)
+    config = {name: {"learning_rate": 0.5, "width": 3}.get(name, value) for name, value in space.items()}
+    assert line(parse_entry_point(entry_point), config, as_json)[1:] == arguments
 
 
 # ---- options of the backend ----------------------------------------------------------------------------

@@ -253,6 +253,7 @@ class Watch(Callback):
     ("options", "training"),
     [
         ({}, [("centred", True), ("linearised", True)]),
+        ({"response_warm_up": 0}, [("centred", True), ("linearised", True), ("centred", True)]),
         ({"update": "joint"}, [("perturbed", True)]),
         ({"kind": "stn"}, [("perturbed", True)]),
         ({"tune": False}, [(None, True)]),
@@ -271,7 +272,9 @@ def test_which_pass_sees_which_strengths(options: dict[str, Any], training: list
     hyper = set() if options.get("tune") is False else {("hyper", "centred", False)}
     assert {e for e in seen if e[0] not in ("training", "train")} - hyper <= evaluated | hyper
     assert hyper <= seen
-    assert [(k, m) for s, k, m in watch.kinds if s.lower().startswith("train")] == training * 6
+    passes = [(k, m) for s, k, m in watch.kinds if s.lower().startswith("train")]
+    batches = sum(kind != "linearised" for kind, _ in training)
+    assert passes == training * (6 // batches)
 
 
 def test_sizes_and_values_in_the_perturbed_pass() -> None:
@@ -312,7 +315,7 @@ def test_updates_equal_those_of_the_plain_functions(update: str) -> None:
     hyperparameters = Hyperparameters({"penalty": loguniform(1e-3, 10.0)})
     self_tune(twin, hyperparameters, dropout=None)
     general = torch.optim.SGD(general_parameters(twin), 0.1, momentum=0.9, weight_decay=1e-3)
-    response = torch.optim.Adam(response_parameters(twin), tuning.options.response_lr)
+    response = torch.optim.Adam(response_parameters(twin), 0.003)
     hyper = torch.optim.Adam([hyperparameters.raw], tuning.options.hyper_lr, betas=(0.9, 0.99))
     twin.log = lambda *a, **k: None  # type: ignore[method-assign]
     it = iter(drawn)
@@ -849,6 +852,9 @@ def test_several_optimizers_are_refused_by_lightning() -> None:
         ({"kind": "stn", "update": "linearised"}, "joint"),
         ({"update": "joint", "response_lr": 0.1}, "response_lr"),
         ({"update": "joint", "response_part": 0.5}, "response_part"),
+        ({"update": "joint", "response_every": 2}, "response_every"),
+        ({"kind": "stn", "response_every": 2}, "response_every"),
+        ({"response_every": 0}, "response_every"),
         ({"kind": "stn", "max_norm": 1.0}, "max_norm"),
         ({"train_steps": 0}, "train_steps"),
         ({"hyper_lr": 0.0}, "hyper_lr"),
@@ -939,7 +945,9 @@ def test_forms_of_responses(options: dict[str, Any], names: set[str]) -> None:
         {"seed": 1},
         {"hyper_lr": 0.3},
         {"response_lr": 0.1},
-        {"bound": 0.05},
+        {"bound": 1e-3},
+        {"response_warm_up": 0},
+        {"response_every": 3, "response_warm_up": 0},
         {"max_norm": 1e-3},
         {"rank": 1},
         {"scale": 0.3},
@@ -969,6 +977,27 @@ def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expect
     fit(Looks("penalty"), callback(response_part=part), train=loader(0, 60, 60), max_epochs=4)
     assert sizes == [60, expected] * 4
     assert (len(firsts) > 1) == (expected < 60), "others each time"
+
+
+def test_responses_have_their_turn_in_some_optimiser_steps() -> None:
+    """Gradients of all batches of such a step count, of the others none."""
+    linear: list[int] = []
+
+    class Looks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            current = self.selftuning.hyperparameters.current
+            if current is not None and current.linearised:
+                linear.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+    fit(
+        Looks("penalty"),
+        callback(response_every=3, response_warm_up=0),
+        train=loader(0, 48),
+        max_epochs=1,
+        accumulate_grad_batches=2,
+    )
+    assert linear == [0, 1, 6, 7]
 
 
 def test_groups_share_a_perturbation() -> None:

@@ -18,6 +18,7 @@ from sthyper.selftuning.maps import Between, Exponential
 from sthyper.selftuning.steps import (
     Notices,
     PredictionLoss,
+    centre_step,
     delta_stn_step,
     evaluating,
     gradients_of,
@@ -105,6 +106,28 @@ def test_the_linearised_step_is_two_updates_of_two_optimisers() -> None:
     assert float(result.response_loss) == pytest.approx(float(answer.detach()))
     assert not result.loss.requires_grad
     assert all(q.grad is None for q in s.model.parameters())
+
+
+def test_the_centre_step_is_the_first_of_the_two_updates() -> None:
+    ours, other = Setting(dropout=True), Setting(dropout=True)
+    general, responses = ours.parameters()
+    torch.manual_seed(5)
+    result = centre_step(ours.closure, ours.h, ours.general, B, max_norm=0.1)
+    assert result.response_loss is None
+    assert same(ours.parameters()[1], responses)
+    assert not same(ours.parameters()[0], general)
+    torch.manual_seed(5)
+    both = other.delta_step(max_norm=0.1)
+    assert torch.equal(result.loss, both.loss)
+    assert same(ours.parameters()[0], other.parameters()[0])
+    # It is the step of the plain network at these values, its masks included.
+    plain = Setting(dropout=True)
+    torch.manual_seed(5)
+    with plain.h.off():
+        loss = plain.closure()
+    assert torch.equal(result.loss, loss.detach())
+    with pytest.raises(ValueError, match="holds the hyperparameters"):
+        centre_step(ours.closure, ours.h, ours.hyper, B)
 
 
 def test_the_updates_differ_and_the_nonlinear_one_uses_the_perturbed_prediction() -> None:

@@ -9,6 +9,8 @@ from sthyper.searchers.bayesopt.options import BayesOptOptions
 from sthyper.searchers.bayesopt.searcher import BayesianOptimizationSearcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sthyper.schedulers.options import SearcherArguments
     from sthyper.searchers.bayesopt.suggest import Found, ModelSuggester, SurrogateData
 
@@ -141,14 +143,15 @@ class BoTorchSearcher(BayesianOptimizationSearcher):
 
         return make_native_suggester(self._make_encoder(), self.options, self._suggester_seed())
 
-    def _by_model(self, data: SurrogateData) -> Found | None:
+    def _search(
+        self,
+        data: SurrogateData,
+        allowed: Callable[[dict[str, Any]], bool],
+        restricted: list[dict[str, Any]] | None,
+    ) -> Found | None:
         from sthyper.searchers.bayesopt.native import suggest_natively
 
-        excluded = self._observations.excluded(self.options.allow_duplicates)
-        restricted = self._random.remaining() if self.options.restrict_configurations is not None else None
-        return suggest_natively(
-            self.suggester, data, lambda config: not excluded(config), restricted, self.botorch_options
-        )
+        return suggest_natively(self.suggester, data, allowed, restricted, self.botorch_options)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,8 @@ from sthyper.searchers.bayesopt.transfer import ActiveTask
 from sthyper.trial import normalize_trial_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from sthyper.encoding import SpaceEncoder
@@ -208,7 +210,16 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
         restricted = self._random.remaining() if self.options.restrict_configurations is not None else None
         if restricted is not None and not restricted:
             return None
-        return self.suggester.suggest(data, lambda config: not excluded(config), restricted, self._wrapper(data))
+        return self._search(data, lambda config: not excluded(config), restricted)
+
+    def _search(
+        self,
+        data: SurrogateData,
+        allowed: Callable[[dict[str, Any]], bool],
+        restricted: list[dict[str, Any]] | None,
+    ) -> Found | None:
+        """Return what the model proposes among ``restricted``, in the whole space if that is ``None``."""
+        return self.suggester.suggest(data, allowed, restricted, self._wrapper(data))
 
     def _wrapper(self, data: SurrogateData) -> Wrapper | None:
         """Return what makes the acquisition function that is optimised from that of the targets; for subclasses."""
