@@ -295,23 +295,34 @@ class Method:
         epochs = self.args.epochs
         if not epochs:
             # How many epochs fit must be known before: lengths of warm-up and steps depend on it. This costs, too.
-            part = problem.train[: min(len(problem.train), 12 * BATCH)]
-            short = tuner(part, warm_up_epochs=0)
-            short.train_epoch()
-            start = time.process_time()
-            short.evaluate()
-            evaluation = time.process_time() - start
-            start = time.process_time()
-            short.train_epoch()
-            steps = time.process_time() - start - evaluation
-            per_epoch = evaluation + steps * len(problem.train) / len(part)
-            epochs = max(2, int(0.97 * (self.clock.budget - self.clock.now()) / per_epoch))
+            apart = form.get("kind") != "stn" and given.get("update") != "joint"
+            never = 10**9
+            most = self._seconds(tuner, **({"response_every": 1} if apart else {}))
+            least = self._seconds(tuner, response_every=never) if apart else most
+            left = 0.97 * (self.clock.budget - self.clock.now())
+            n = math.ceil(len(problem.train) / BATCH)
+            share = 1 / SelfTunerOptions(**given).every_of_responses if apart else 1.0
+            per_epoch = n * (share * most[0] + (1.0 - share) * least[0]) + most[1]
+            epochs = max(2, int(left / per_epoch))
         self.clock.tick()
         self.clock.longest = 0.0
         run = tuner()
         self._fit(run, epochs)
         if self.name == "self-tuning":
             run.schedule.to_json(schedule_path(self.args, problem.seed))
+
+    def _seconds(self, tuner: Callable[..., SelfTuner], **options: Any) -> tuple[float, float]:
+        """Return the CPU seconds of a training step, with its share of hyper steps, and of an evaluation."""
+        part = self.problem.train[: min(len(self.problem.train), 12 * BATCH)]
+        short = tuner(part, warm_up_epochs=0, **options)
+        short.train_epoch()
+        start = time.process_time()
+        short.evaluate()
+        evaluation = time.process_time() - start
+        start = time.process_time()
+        short.train_epoch()
+        steps = time.process_time() - start - evaluation
+        return steps / math.ceil(len(part) / BATCH), evaluation
 
     def _plain(self) -> None:
         problem = self.problem

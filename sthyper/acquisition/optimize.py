@@ -39,9 +39,10 @@ class OptimizerOptions:
     """How an acquisition function is optimised.
 
     Args:
-        num_candidates: Number of points that fill the space evenly. A space with at most as many configurations as
-            there are candidates of both kinds is looked at completely.
+        num_candidates: Number of points that fill the space evenly.
         num_local_candidates: Number of points around the incumbents.
+        num_enumerated: A space with at most so many configurations is looked at completely. Default is the number of
+            candidates of both kinds.
         num_starts: Number of the best of them from which the gradient search starts.
         num_discrete_starts: The same, if larger, for spaces with categorical hyperparameters, or others of few values:
             from so many points the search over their values starts, and the ``num_starts`` best of what it finds are
@@ -55,6 +56,7 @@ class OptimizerOptions:
 
     num_candidates: int = 256
     num_local_candidates: int = 256
+    num_enumerated: int | None = None
     num_starts: int = 3
     num_discrete_starts: int = 8
     max_iterations: int = 20
@@ -71,6 +73,8 @@ class OptimizerOptions:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+        if self.num_enumerated is not None and self.num_enumerated < 0:
+            raise ValueError(f"num_enumerated must be at least 0, got {self.num_enumerated!r}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def optimize_acquisition(
             and the discrete search keeps to them.
     """
     options = OptimizerOptions() if options is None else options
-    every = space.every_point(options.num_candidates + options.num_local_candidates)
+    both = options.num_candidates + options.num_local_candidates
+    every = space.every_point(both if options.num_enumerated is None else options.num_enumerated)
     if every is not None:
         X, n_global = every, len(every)
     else:

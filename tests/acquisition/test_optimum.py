@@ -240,6 +240,24 @@ def test_options_change_the_search() -> None:
     assert run(num_discrete_starts=4)[1] != run(num_discrete_starts=0)[1]
 
 
+def test_small_spaces_are_enumerated_up_to_a_number() -> None:
+    mixed = MixedSpace(SpaceEncoder({"a": choice(list("abcdef")), "b": finrange(0.0, 1.0, 5)}))
+    target = mixed.points([{"a": "d", "b": 0.75}])[0]
+
+    def run(**options: int) -> tuple[int, str]:
+        acquisition = Plain(lambda X: -((X - target) ** 2).sum(-1))
+        sizes = OptimizerOptions(num_candidates=4, num_local_candidates=0, **options)
+        found = optimize_acquisition(acquisition, mixed, mixed.sample(3, generator(1)), generator(0), sizes)
+        assert torch.equal(found[0].x, target)
+        return acquisition.count, found[0].origin
+
+    assert run(num_enumerated=30) == (30, "global")
+    assert run(num_enumerated=29)[0] != 30
+    assert run()[0] != 30
+    with pytest.raises(ValueError, match="num_enumerated must be at least 0"):
+        OptimizerOptions(num_enumerated=-1)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -111,7 +111,8 @@ def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 def callback(**options: Any) -> SelfTuningCallback:
     """A callback that tunes a penalty from the first step on."""
-    base = {"hyperparameters": {"penalty": loguniform(1e-3, 10.0)}, "dropout": None, "warm_up_epochs": 0}
+    base: dict[str, Any] = {"hyperparameters": {"penalty": loguniform(1e-3, 10.0)}, "dropout": None}
+    base |= {"warm_up_epochs": 0, "train_steps": 2}
     return SelfTuningCallback(**base | options)
 
 
@@ -189,7 +190,9 @@ def test_rates_from_both_sides_meet_near_the_best_fixed_one() -> None:
 
 def test_a_rate_that_is_too_high_falls() -> None:
     train, val = digits()
-    tuning = SelfTuningCallback({"rate": uniform(0, 0.95)}, dropout={"drop": "rate"}, start={"rate": 0.8})
+    tuning = SelfTuningCallback(
+        {"rate": uniform(0, 0.95)}, dropout={"drop": "rate"}, start={"rate": 0.8}, train_steps=2
+    )
     trainer = fit(Softmax(), tuning, train=train, val=val, max_epochs=20)
     assert tuning.values()["rate"] < 0.77
     assert tuning.steps == 120
@@ -252,8 +255,8 @@ class Watch(Callback):
 @pytest.mark.parametrize(
     ("options", "training"),
     [
-        ({}, [("centred", True), ("linearised", True)]),
-        ({"response_warm_up": 0}, [("centred", True), ("linearised", True), ("centred", True)]),
+        ({}, [("centred", True), ("linearised", True), ("centred", True)]),
+        ({"response_every": 1}, [("centred", True), ("linearised", True)]),
         ({"update": "joint"}, [("perturbed", True)]),
         ({"kind": "stn"}, [("perturbed", True)]),
         ({"tune": False}, [(None, True)]),
@@ -285,7 +288,7 @@ def test_sizes_and_values_in_the_perturbed_pass() -> None:
             strengths.append(self.selftuning.hyperparameters["penalty"])
             return super().training_step(batch, batch_idx)
 
-    tuning = callback(hyper_steps=0)
+    tuning = callback(hyper_steps=0, response_every=1)
     fit(Looks("penalty"), tuning, train=loader(0, 10), max_epochs=1)
     assert [s.shape for s in strengths] == [(), (4,), (), (4,), (), (2,)]
     centre = tuning.values()["penalty"]
@@ -307,7 +310,7 @@ def test_updates_equal_those_of_the_plain_functions(update: str) -> None:
     model.drop = nn.Identity()
     twin = copy.deepcopy(model)
     drawn: list[Any] = []
-    tuning = callback(update=update, train_steps=1, hyper_lr_end=1.0, max_norm=0.5)
+    tuning = callback(update=update, train_steps=1, hyper_lr_end=1.0, max_norm=0.5, response_every=1)
     draw = tuning.hyperparameters.draw
     tuning.hyperparameters.draw = lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]  # type: ignore[method-assign]
     fit(model, tuning, train=loader(0, 12), max_epochs=1, num_sanity_val_steps=0)
@@ -909,6 +912,7 @@ def test_a_command_line_interface_knows_every_argument() -> None:
             "update": "nonlinear",
             "scale_bounds": [0.2, 1.0],
             "warm_up_epochs": 0,
+            "train_steps": 2,
         },
     }
     with warnings.catch_warnings():
@@ -946,8 +950,7 @@ def test_forms_of_responses(options: dict[str, Any], names: set[str]) -> None:
         {"hyper_lr": 0.3},
         {"response_lr": 0.1},
         {"bound": 1e-3},
-        {"response_warm_up": 0},
-        {"response_every": 3, "response_warm_up": 0},
+        {"response_every": 1},
         {"max_norm": 1e-3},
         {"rank": 1},
         {"scale": 0.3},
@@ -974,7 +977,7 @@ def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expect
             firsts.add(float(batch[0].flatten()[0]))
             return super().training_step(batch, batch_idx)
 
-    fit(Looks("penalty"), callback(response_part=part), train=loader(0, 60, 60), max_epochs=4)
+    fit(Looks("penalty"), callback(response_part=part, response_every=1), train=loader(0, 60, 60), max_epochs=4)
     assert sizes == [60, expected] * 4
     assert (len(firsts) > 1) == (expected < 60), "others each time"
 
@@ -992,7 +995,7 @@ def test_responses_have_their_turn_in_some_optimiser_steps() -> None:
 
     fit(
         Looks("penalty"),
-        callback(response_every=3, response_warm_up=0),
+        callback(response_every=3),
         train=loader(0, 48),
         max_epochs=1,
         accumulate_grad_batches=2,

@@ -381,3 +381,41 @@ def test_the_number_of_threads_is_restored() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_from_many_observations_on_the_search_is_shorter_and_sizes_still_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sthyper.acquisition.optimize import OptimizerOptions, optimize_acquisition
+    from sthyper.searchers.bayesopt import suggest
+
+    used: list[OptimizerOptions] = []
+
+    def spy(*arguments: Any) -> Any:
+        used.append(arguments[4])
+        return optimize_acquisition(*arguments)
+
+    monkeypatch.setattr(suggest, "optimize_acquisition", spy)
+    space: dict[str, Any] = {"x": uniform(0.0, 1.0), "kind": choice(["a", "b", "c"])}
+    given: dict[str, Any]
+    for given in ({}, {"num_init_candidates": 1000, "num_local_candidates": 100, "skip_local_optimization": True}):
+        options = BayesOptOptions(**given)
+        searcher = BayesianOptimizationSearcher(space, "loss", points_to_evaluate=[], options=options)
+        searcher.configure(SearcherContext("loss", random_seed=0))
+        used.clear()
+        for number in range(151):
+            if number in (149, 150):
+                config = searcher.get_config(1000 + number)
+                assert config is not None
+                searcher.evaluation_failed(1000 + number, config)
+            x = 0.3 + 0.7 * 0.97**number  # each is better than the last: a search that stagnates goes other ways
+            searcher.on_trial_result(number, {"x": x, "kind": "a"}, {"loss": (x - 0.3) ** 2}, update=True)
+        before, after = used
+        assert after.num_candidates == before.num_candidates // 2
+        assert after.num_local_candidates == before.num_local_candidates // 2
+        # What is enumerated stays the same.
+        assert after.num_enumerated == before.num_candidates + before.num_local_candidates
+        if given:
+            assert (before.num_candidates, before.num_local_candidates) == (1000, 100)
+            assert (after.max_iterations, after.max_rounds) == (before.max_iterations, before.max_rounds) == (0, 0)
+        else:
+            assert 0 < after.max_iterations < before.max_iterations
+            assert 0 < after.max_rounds < before.max_rounds
