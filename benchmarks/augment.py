@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sthyper.selftuning.augment import Augmentation, colour_jitter, cutout, random_affine, random_flip
+from sthyper.selftuning.augmentation import Augmentation, colour_jitter, cutout, random_affine, random_flip
 from sthyper.selftuning.defaults import AUGMENTATIONS, default_space
 from sthyper.selftuning.hyperparameters import Hyperparameters
 from sthyper.selftuning.regularisers import gaussian_noise, input_dropout, input_scale, mixup

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sthyper.selftuning.augment import Augmentation
+from sthyper.selftuning.augmentation import Augmentation
 from sthyper.selftuning.controls import Control, FixedValues, Replay
 from sthyper.selftuning.datasets import NORMALISATIONS, Batches, Images, load_cifar10
 from sthyper.selftuning.defaults import default_shared, default_space, default_start
@@ -297,13 +297,18 @@ class Method:
             # How many epochs fit must be known before: lengths of warm-up and steps depend on it. This costs, too.
             apart = form.get("kind") != "stn" and given.get("update") != "joint"
             never = 10**9
-            most = self._seconds(tuner, **({"response_every": 1} if apart else {}))
-            least = self._seconds(tuner, response_every=never) if apart else most
+            most = self._seconds(tuner, **({"response_warm_up": never} if apart else {}))
+            least = self._seconds(tuner, response_warm_up=0, response_every=never) if apart else most
             left = 0.97 * (self.clock.budget - self.clock.now())
-            n = math.ceil(len(problem.train) / BATCH)
-            share = 1 / SelfTunerOptions(**given).every_of_responses if apart else 1.0
-            per_epoch = n * (share * most[0] + (1.0 - share) * least[0]) + most[1]
-            epochs = max(2, int(left / per_epoch))
+            n, options = math.ceil(len(problem.train) / BATCH), SelfTunerOptions(**given)
+
+            def seconds(epochs: int) -> float:
+                turns = sum(not apart or options.responds(step) for step in range(epochs * n))
+                return turns * most[0] + (epochs * n - turns) * least[0] + epochs * most[1]
+
+            epochs = 2
+            while seconds(epochs + 1) <= left:
+                epochs += 1
         self.clock.tick()
         self.clock.longest = 0.0
         run = tuner()

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 
 from sthyper.config_space import uniform
 from sthyper.errors import MissingExtra
-from sthyper.selftuning.augment import Augmentation
+from sthyper.selftuning.augmentation import Augmentation
 from sthyper.selftuning.datasets import NORMALISATIONS, Batches, load_cifar10
 from sthyper.selftuning.defaults import AUGMENTATIONS, Tunable, default_shared, default_space, default_start
 from sthyper.selftuning.hyperparameters import Hyperparameters

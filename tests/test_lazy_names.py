@@ -75,10 +75,12 @@ def test_a_package_alone_loads_no_torch(package: str, tmp_path: Path) -> None:
     assert run(code, tmp_path) == "[]"
 
 
-@pytest.mark.slow
-def test_a_function_may_have_the_name_of_its_module(tmp_path: Path) -> None:
-    code = "from sthyper.selftuning import Augmentation, augment; print(augment.__name__, callable(augment))"
-    assert run(code, tmp_path) == "augment True"
+@packages
+def test_no_name_is_that_of_a_module(package: str) -> None:
+    """Whoever imports the module would get it in place of the name."""
+    module = importlib.import_module(package)
+    folder = Path(str(module.__file__)).parent
+    assert not set(module._HOMES) & {path.stem for path in folder.iterdir()}
 
 
 def test_a_name_is_read_from_its_module_once() -> None:

@@ -97,12 +97,13 @@ class SelfTuningCallback(SelfTuningState):
         train_steps: Optimiser steps between hyper steps.
         hyper_steps: Hyper steps that follow them; 0 trains under perturbation only.
         warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run.
-        response_lr: Learning rate of the responses (Adam). Default is .003 times ``response_every``.
+        response_lr: Learning rate of the responses (Adam). Default is .003.
         response_part: Part of the examples of a batch (at least 50 of them) that the additional call of
             ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have their
             examples on one axis are taken whole.
-        response_every: The additional call is made in one of so many optimiser steps (on all their batches). Default
-            is 2.
+        response_every: After ``response_warm_up``, the additional call is made in one of so many optimiser steps (on
+            all their batches). Default is 2.
+        response_warm_up: Optimiser steps at the beginning in which it is made each time. Default is 1000.
         hyper_lr: Learning rate of the hyperparameters (Adam with the coefficients .9 and .99), at the beginning.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the run, to which they fall.
         tune_scales: Whether scales are tuned too.
@@ -144,6 +145,7 @@ class SelfTuningCallback(SelfTuningState):
         response_lr: float | None = None,
         response_part: float | None = None,
         response_every: int | None = None,
+        response_warm_up: int | None = None,
         hyper_lr: float = _DEFAULTS.hyper_lr,
         hyper_lr_end: float = _DEFAULTS.hyper_lr_end,
         tune_scales: bool = False,
@@ -169,6 +171,7 @@ class SelfTuningCallback(SelfTuningState):
             response_lr=response_lr,
             response_part=response_part,
             response_every=response_every,
+            response_warm_up=response_warm_up,
             hyper_lr=hyper_lr,
             hyper_lr_end=hyper_lr_end,
             scale_lr=scale_lr,
@@ -191,6 +194,7 @@ class SelfTuningCallback(SelfTuningState):
                 ("response_lr", response_lr),
                 ("response_part", response_part),
                 ("response_every", response_every),
+                ("response_warm_up", response_warm_up),
                 ("max_norm", max_norm),
             ):
                 if value is not None:

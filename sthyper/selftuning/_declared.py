@@ -231,16 +231,16 @@ class Declared(Choosing):
         return torch.stack(still) if still else torch.zeros(0, dtype=torch.bool, device=raw.device)
 
     @torch.no_grad()
-    def clamp_(self, limit: float | None = 3.0, scales: tuple[float, float] | None = None) -> None:
+    def clamp_(self, limit: float | None = 4.0, scales: tuple[float, float] | None = None) -> None:
         """Keep unconstrained numbers and scales where gradients can be trusted.
 
         Args:
-            limit: Largest distance from the middle, for maps with two ends: 3 keeps values within 5 to 95 % of their
+            limit: Largest distance from the middle, for maps with two ends: 4 keeps values within 2 to 98 % of their
                 range. One that began further out may stay there. ``None`` for none.
             scales: Smallest and largest standard deviation.
 
-        The limit is also that of the log odds of gates, and of the options of choices against all others: 3 keeps the
-        most probable option below 95 %, however many there are.
+        The limit is also that of the log odds of gates, and of the options of choices against all others: 4 keeps the
+        most probable option below 98.2 %, however many there are.
 
         Raises:
             ValueError: If ``limit`` is not positive, or the scales are not positive and in order.

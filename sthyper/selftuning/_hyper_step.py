@@ -45,7 +45,7 @@ def hyper_step(
     hyper_optimizer: Optimizer,
     scale_optimizer: Optimizer | None = None,
     entropy_weight: float = 0.0,
-    bound: float | None = 3.0,
+    bound: float | None = 4.0,
     scale_bounds: tuple[float, float] | None = (0.1, 2.0),
     batch_size: int | None = None,
     *,
@@ -154,7 +154,7 @@ def apply_hypergradients(
     hyper_optimizer: Optimizer,
     scale_optimizer: Optimizer | None = None,
     *,
-    bound: float | None = 3.0,
+    bound: float | None = 4.0,
     scale_bounds: tuple[float, float] | None = (0.1, 2.0),
 ) -> HyperStepResult:
     """Do the second half of :func:`hyper_step`.

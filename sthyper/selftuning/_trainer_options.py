@@ -9,15 +9,18 @@ from typing import Any, Literal
 from sthyper.selftuning.steps import Update, check_update
 
 __all__ = [
+    "RESPONSE_LR",
+    "RESPONSE_PART",
     "EpochRecord",
     "NonmonotonicDecay",
     "SelfTunerOptions",
     "SelfTuningResult",
 ]
 
-_RESPONSE_LR = 0.003  # for each training step
-_RESPONSE_PART = 0.25
+RESPONSE_LR = 0.003
+RESPONSE_PART = 0.25
 _RESPONSE_EVERY = 2
+_RESPONSE_WARM_UP = 1000
 
 StoppedBy = Literal["epochs", "patience", "learning rate", "report", "interrupt", "divergence"]
 
@@ -64,8 +67,7 @@ class SelfTunerOptions:
             first ``fit``, at least one.
         weight_lr: Learning rate of the default optimiser of the weights, SGD.
         momentum: Its momentum.
-        response_lr: Learning rate of the default optimiser of the responses, Adam. Default is .003 times
-            ``response_every``: they have to keep up with the weights.
+        response_lr: Learning rate of the default optimiser of the responses, Adam. Default is .003.
         hyper_lr: Learning rate, at the beginning, of the default optimiser of the hyperparameters, Adam with the
             coefficients .9 and .99.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the first ``fit``, to which both
@@ -79,8 +81,10 @@ class SelfTunerOptions:
             ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few hyperparameters, and a
             quarter of the examples gives as good ones at a quarter of the cost; that is the default. Batches whose
             tensors do not all have their examples on one axis are taken whole.
-        response_every: The responses are updated in one of so many training steps by ``"linearised"`` and
-            ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 2.
+        response_every: After ``response_warm_up``, the responses are updated in one of so many training steps by
+            ``"linearised"`` and ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 2.
+        response_warm_up: Training steps at the beginning in which the responses are updated each time: they must be
+            learned before they can be followed. Default is 1000.
         groups: In how many groups a batch is cut where perturbed examples have weights of their own. Default is what
             ``self_tune`` chose. The linearised update has a perturbation for each example.
         max_norm: Gradients of each optimiser of weights and responses are scaled down to this norm.
@@ -105,10 +109,11 @@ class SelfTunerOptions:
     scale_lr: float | None = None
     tune_scales: bool = False
     entropy_weight: float = 0.0
-    bound: float | None = 3.0
+    bound: float | None = 4.0
     scale_bounds: tuple[float, float] | None = (0.1, 2.0)
     response_part: float | None = None
     response_every: int | None = None
+    response_warm_up: int | None = None
     groups: int | None = None
     max_norm: float | None = None
     patience: int | None = None
@@ -120,9 +125,9 @@ class SelfTunerOptions:
             check_update(self.update)
         _check_count("train_steps", self.train_steps, 1)
         _check_count("hyper_steps", self.hyper_steps, 0)
-        for name in ("warm_up_epochs", "patience", "groups", "response_every"):
+        for name in ("warm_up_epochs", "patience", "groups", "response_every", "response_warm_up"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 0 if name == "warm_up_epochs" else 1)
+                _check_count(name, getattr(self, name), 0 if "warm_up" in name else 1)
         for name in ("weight_lr", "response_lr", "hyper_lr", "scale_lr", "bound", "max_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -132,7 +137,7 @@ class SelfTunerOptions:
         if self.response_part is not None and not 0 < self.response_part <= 1:
             raise ValueError(f"response_part must be larger than 0 and at most 1, got {self.response_part!r}")
         if self.update == "joint":
-            for name in ("response_part", "response_every"):
+            for name in ("response_part", "response_every", "response_warm_up"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} has no effect with update='joint', which has one pass for all")
         if not 0 <= self.momentum < 1:
@@ -147,20 +152,14 @@ class SelfTunerOptions:
         if self.decay is not None and not isinstance(self.decay, NonmonotonicDecay):
             raise TypeError(f"decay must be a NonmonotonicDecay or None, got {self.decay!r}")
 
-    @property
-    def part_of_responses(self) -> float:
-        """Part of a batch on which the responses are updated apart."""
-        return self.response_part or _RESPONSE_PART
+    def responds(self, step: int) -> bool:
+        """Return whether a training step is one of those that update the responses, where these are updated apart.
 
-    @property
-    def every_of_responses(self) -> int:
-        """In one of how many training steps the responses are updated."""
-        return 1 if self.update == "joint" else self.response_every or _RESPONSE_EVERY
-
-    @property
-    def lr_of_responses(self) -> float:
-        """Learning rate of the responses."""
-        return self.response_lr or _RESPONSE_LR * self.every_of_responses
+        Args:
+            step: Its number, from 0.
+        """
+        warm_up = _RESPONSE_WARM_UP if self.response_warm_up is None else self.response_warm_up
+        return step < warm_up or (step - warm_up) % (self.response_every or _RESPONSE_EVERY) == 0
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ AUGMENTATIONS: Mapping[str, Tunable] = MappingProxyType(
         "cutout_holes": Tunable("number of cutout holes", randint(0, 5), start=1, stn=randint(0, 4)),
     }
 )
-"""Strengths that :class:`~sthyper.selftuning.augment.Augmentation` understands, by name."""
+"""Strengths that :class:`~sthyper.selftuning.augmentation.Augmentation` understands, by name."""
 
 REGULARISERS: Mapping[str, Tunable] = MappingProxyType(
     {

@@ -327,7 +327,7 @@ class DiscreteHyperparameters(nn.Module):
         """Keep probabilities where samples still try other options.
 
         Args:
-            limit: Largest log odds of one option against all others, of a choice as of a gate: 3 keeps 5 % for the
+            limit: Largest log odds of one option against all others, of a choice as of a gate: 4 keeps 1.8 % for the
                 others, however many there are, and at least an equal share of these for each. What began further out
                 may stay there. ``None`` for none.
         """

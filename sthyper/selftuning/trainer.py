@@ -151,7 +151,7 @@ class SelfTuner(TrainerSteps):
                 f"update={self.options.update!r} is for kind 'delta'; a model of kind 'stn' has 'joint' only"
             )
         if self._kind == "stn":
-            for name in ("response_lr", "response_part", "response_every"):
+            for name in ("response_lr", "response_part", "response_every", "response_warm_up"):
                 if getattr(self.options, name) is not None:
                     raise ValueError(f"{name} has no effect on a model of kind 'stn', whose weights learn together")
         if control is not None and self.options.tune:

@@ -190,9 +190,8 @@ def test_rates_from_both_sides_meet_near_the_best_fixed_one() -> None:
 
 def test_a_rate_that_is_too_high_falls() -> None:
     train, val = digits()
-    tuning = SelfTuningCallback(
-        {"rate": uniform(0, 0.95)}, dropout={"drop": "rate"}, start={"rate": 0.8}, train_steps=2
-    )
+    options: dict[str, Any] = {"dropout": {"drop": "rate"}, "start": {"rate": 0.8}, "train_steps": 2}
+    tuning = SelfTuningCallback({"rate": uniform(0, 0.95)}, **options)
     trainer = fit(Softmax(), tuning, train=train, val=val, max_epochs=20)
     assert tuning.values()["rate"] < 0.77
     assert tuning.steps == 120
@@ -255,8 +254,8 @@ class Watch(Callback):
 @pytest.mark.parametrize(
     ("options", "training"),
     [
-        ({}, [("centred", True), ("linearised", True), ("centred", True)]),
-        ({"response_every": 1}, [("centred", True), ("linearised", True)]),
+        ({}, [("centred", True), ("linearised", True)]),
+        ({"response_warm_up": 0}, [("centred", True), ("linearised", True), ("centred", True)]),
         ({"update": "joint"}, [("perturbed", True)]),
         ({"kind": "stn"}, [("perturbed", True)]),
         ({"tune": False}, [(None, True)]),
@@ -288,7 +287,7 @@ def test_sizes_and_values_in_the_perturbed_pass() -> None:
             strengths.append(self.selftuning.hyperparameters["penalty"])
             return super().training_step(batch, batch_idx)
 
-    tuning = callback(hyper_steps=0, response_every=1)
+    tuning = callback(hyper_steps=0)
     fit(Looks("penalty"), tuning, train=loader(0, 10), max_epochs=1)
     assert [s.shape for s in strengths] == [(), (4,), (), (4,), (), (2,)]
     centre = tuning.values()["penalty"]
@@ -310,7 +309,7 @@ def test_updates_equal_those_of_the_plain_functions(update: str) -> None:
     model.drop = nn.Identity()
     twin = copy.deepcopy(model)
     drawn: list[Any] = []
-    tuning = callback(update=update, train_steps=1, hyper_lr_end=1.0, max_norm=0.5, response_every=1)
+    tuning = callback(update=update, train_steps=1, hyper_lr_end=1.0, max_norm=0.5)
     draw = tuning.hyperparameters.draw
     tuning.hyperparameters.draw = lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1]  # type: ignore[method-assign]
     fit(model, tuning, train=loader(0, 12), max_epochs=1, num_sanity_val_steps=0)
@@ -950,7 +949,8 @@ def test_forms_of_responses(options: dict[str, Any], names: set[str]) -> None:
         {"hyper_lr": 0.3},
         {"response_lr": 0.1},
         {"bound": 1e-3},
-        {"response_every": 1},
+        {"response_warm_up": 0},
+        {"response_every": 3, "response_warm_up": 0},
         {"max_norm": 1e-3},
         {"rank": 1},
         {"scale": 0.3},
@@ -977,7 +977,7 @@ def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expect
             firsts.add(float(batch[0].flatten()[0]))
             return super().training_step(batch, batch_idx)
 
-    fit(Looks("penalty"), callback(response_part=part, response_every=1), train=loader(0, 60, 60), max_epochs=4)
+    fit(Looks("penalty"), callback(response_part=part), train=loader(0, 60, 60), max_epochs=4)
     assert sizes == [60, expected] * 4
     assert (len(firsts) > 1) == (expected < 60), "others each time"
 
@@ -995,7 +995,7 @@ def test_responses_have_their_turn_in_some_optimiser_steps() -> None:
 
     fit(
         Looks("penalty"),
-        callback(response_every=3),
+        callback(response_every=3, response_warm_up=0),
         train=loader(0, 48),
         max_epochs=1,
         accumulate_grad_batches=2,

@@ -30,9 +30,9 @@ PROGRAM = Path(__file__).with_name("half_written.py")
         ("start", "function", 41, 3),
         pytest.param("start", "inline", 1, 100, marks=pytest.mark.slow),
         pytest.param("resume", "inline", 1, 90, marks=pytest.mark.slow),
-        pytest.param("start", "processes", 2, 60, marks=pytest.mark.slow),
-        pytest.param("start", "function", 2, 60, marks=pytest.mark.slow),
-        pytest.param("resume", "processes", 2, 50, marks=pytest.mark.slow),
+        pytest.param("start", "processes", 4, 30, marks=pytest.mark.slow),
+        pytest.param("start", "function", 4, 30, marks=pytest.mark.slow),
+        pytest.param("resume", "processes", 4, 25, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(280)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sthyper.selftuning import Hyperparameters, _colour
-from sthyper.selftuning.augment import (
+from sthyper.selftuning.augmentation import (
     Augmentation,
     adjust_colour,
     affine_transform,
