@@ -46,8 +46,11 @@ class _Guardian:
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_end)
+        signal.signal(signal.SIGTERM, self._on_end)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            # What the tuner was started to ignore, in the background or by nohup, its trials ignore, too.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _on_end(self, *_: object) -> None:

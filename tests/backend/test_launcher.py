@@ -199,6 +199,21 @@ def test_a_forked_script_does_what_it_does_by_hand(name, driver, by_hand):
     assert (result.code, result.err, result.out) == (expected.code, expected.err, expected.out)
 
 
+def test_signals_that_are_ignored_from_the_start_stay_so(make_driver, by_hand):
+    """As of a tuner in the background of a script, or under nohup."""
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        driver = make_driver()
+        script = driver.script(SCRIPTS["handlers"])
+        result, expected = driver.run(script), by_hand(script)
+        assert f"{signal.SIGINT:d} 1\n" in result.out
+        assert f"{signal.SIGHUP:d} 1\n" in result.out
+        assert (result.code, result.err, result.out) == (expected.code, expected.err, expected.out)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
 def test_a_file_left_open_is_written(driver):
     driver.script("log = open(__file__ + '.log', 'w')\nlog.write('helper')", "helper.py")
     result = driver.run("import helper\nlog = open(__file__ + '.log', 'w')\nlog.write('text')")

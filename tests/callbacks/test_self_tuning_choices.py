@@ -146,7 +146,7 @@ def test_a_temperature_falls_and_domains_of_files_work() -> None:
         "act": Choice(ACT, estimator="gumbel", temperature=LinearTemperature(2.0, 0.5)),
         "other": to_dict(logfinrange(0.1, 10.0, 3)),
     }
-    tuning = SelfTuningCallback(space, warm_up_epochs=0)
+    tuning = SelfTuningCallback(space, warm_up_epochs=0, train_steps=2)
     fit(Net(), tuning, max_epochs=2)
     assert tuning.hyperparameters.discrete["act"].temperature == pytest.approx(0.5)
     assert tuning.values()["other"] == 0.1

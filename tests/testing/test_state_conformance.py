@@ -290,6 +290,7 @@ SUITES: dict[str, tuple[str, str]] = {
 # Class -> a class that holds it and whose test would fail without its state. The loop's parts are compared field by
 # field in test_snapshots_of_experiments.py.
 PARTS = {
+    "baselines._SearchToTheEnd": "baselines.RandomSearch",
     "_metrics_statistics.ConstraintRecord": "tuning_status.TuningStatus",
     "_metrics_statistics.MetricsStatistics": "tuning_status.TuningStatus",
     "_tuning.final_checkpoints.FinalCheckpoints": "_tuning.loop.TuningLoop",
