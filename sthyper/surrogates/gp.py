@@ -47,7 +47,7 @@ class GPOptions:
         max_iterations: L-BFGS iterations of each start of a full fit.
         warm_start: Whether a fit starts from the last optimum; a full one is made as well whenever the data have grown
             by half.
-        warm_iterations: L-BFGS iterations of a warm start; three fifths of them from 150 observations on.
+        warm_iterations: L-BFGS iterations of a warm start; two fifths of them from 150 observations on.
         tolerance: Largest component of the gradient at which a fit ends.
         max_fit_points: With more observations the parameters are fitted to the best half of as many and random others;
             the process itself is conditioned on all. ``None`` for all.
@@ -185,7 +185,7 @@ class GaussianProcess(Surrogate):
             starts.append(torch.minimum(torch.maximum(self._theta, lower), upper))
             # Of many observations one more changes little.
             few = n < _MANY_OBSERVATIONS
-            iterations.append(options.warm_iterations if few else max(options.warm_iterations * 3 // 5, 1))
+            iterations.append(options.warm_iterations if few else max(options.warm_iterations * 2 // 5, 1))
         if not starts or n >= _GROWTH * self._size_of_full_fit:
             self._size_of_full_fit = n
             full = [layout.init, *(layout.random_start(self._generator) for _ in range(options.num_starts - 1))]
