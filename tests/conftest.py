@@ -27,6 +27,17 @@ _LIBRARY_VARIABLES = {
 }
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Have torch on one thread: two test workers with two threads each are slower."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Fail a test that leaks processes, threads, environment variables or files in the working directory."""

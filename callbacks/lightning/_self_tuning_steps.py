@@ -17,7 +17,6 @@ from sthyper.callbacks.lightning._self_tuning_checks import NAME
 from sthyper.callbacks.lightning._validation_data import ValidationStream, mixed, to_device
 from sthyper.callbacks.lightning._validation_loss import ValidationLoss, loss_of
 from sthyper.selftuning._batches import part_of_batch
-from sthyper.selftuning._trainer_options import RESPONSE_LR, RESPONSE_PART
 from sthyper.selftuning._trainer_parts import hyper_adam, response_adam
 from sthyper.selftuning.perturbation import Perturbation
 from sthyper.selftuning.steps import (
@@ -92,7 +91,7 @@ class Updates:
         self.validation_loss = ValidationLoss(self.trainer, self.module, self.val_loss, NAME, "hyper steps")
         if self.separate:
             self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
-            self.optimizers["responses"] = response_adam(self.responses, options.response_lr or RESPONSE_LR)
+            self.optimizers["responses"] = response_adam(self.responses, options.lr_of_responses)
         self.optimizers["hyper"] = hyper_adam(h.tuned(), options.hyper_lr)
         if options.tune_scales:
             self.optimizers["scales"] = hyper_adam([h.raw_scale], self._scale_lr())
@@ -188,7 +187,7 @@ class Updates:
         """
         if not self.options.responds(self.counts.steps):
             return
-        part = self.options.response_part or RESPONSE_PART
+        part = self.options.part_of_responses
         batch, size = part_of_batch(batch, self.axis, size, part, self.counts.batches)
         gradients = self._response_gradients(batch, batch_idx, size, linear)
         share = 1 / self.trainer.accumulate_grad_batches

@@ -8,17 +8,10 @@ from typing import Any, Literal
 
 from sthyper.selftuning.steps import Update, check_update
 
-__all__ = [
-    "RESPONSE_LR",
-    "RESPONSE_PART",
-    "EpochRecord",
-    "NonmonotonicDecay",
-    "SelfTunerOptions",
-    "SelfTuningResult",
-]
+__all__ = ["EpochRecord", "NonmonotonicDecay", "SelfTunerOptions", "SelfTuningResult"]
 
-RESPONSE_LR = 0.003
-RESPONSE_PART = 0.25
+_RESPONSE_LR = 0.003
+_RESPONSE_PART = 0.25
 _RESPONSE_EVERY = 2
 _RESPONSE_WARM_UP = 1000
 
@@ -151,6 +144,16 @@ class SelfTunerOptions:
             raise ValueError(f"{name} has no effect without tune_scales=True")
         if self.decay is not None and not isinstance(self.decay, NonmonotonicDecay):
             raise TypeError(f"decay must be a NonmonotonicDecay or None, got {self.decay!r}")
+
+    @property
+    def lr_of_responses(self) -> float:
+        """Learning rate of the default optimiser of the responses."""
+        return _RESPONSE_LR if self.response_lr is None else self.response_lr
+
+    @property
+    def part_of_responses(self) -> float:
+        """Part of the examples of a batch on which the responses are updated apart."""
+        return _RESPONSE_PART if self.response_part is None else self.response_part
 
     def responds(self, step: int) -> bool:
         """Return whether a training step is one of those that update the responses, where these are updated apart.

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map_only
 
 from sthyper.selftuning._gradients import check_hyper_optimizers, check_optimizers, parameters_of
-from sthyper.selftuning._trainer_options import RESPONSE_LR, NonmonotonicDecay, SelfTunerOptions
+from sthyper.selftuning._trainer_options import NonmonotonicDecay, SelfTunerOptions
 from sthyper.selftuning.hyperparameters import Hyperparameters
 from sthyper.selftuning.transform import SelfTuning, general_parameters, response_parameters
 
@@ -153,7 +153,7 @@ class Optimizers:
         held = {"weight_optimizer": weights}
         if not weights_of_stn:
             result.responses = _made(
-                given, "response_optimizer", responses, partial(response_adam, lr=options.response_lr or RESPONSE_LR)
+                given, "response_optimizer", responses, partial(response_adam, lr=options.lr_of_responses)
             )
             held["response_optimizer"] = result.responses
         known = {id(p) for p in check_optimizers(hyperparameters, held)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sthyper.selftuning._batches import BatchStream, first_size, pair, part_of_batch, preserved_random_state, to_device
 from sthyper.selftuning._gradients import apply_gradients, evaluating, gradients_of, parameters_of
-from sthyper.selftuning._trainer_options import RESPONSE_PART, SelfTunerOptions
+from sthyper.selftuning._trainer_options import SelfTunerOptions
 from sthyper.selftuning._trainer_parts import Optimizers
 from sthyper.selftuning.controls import Control
 from sthyper.selftuning.hyperparameters import Hyperparameters
@@ -126,7 +126,7 @@ class TrainerSteps(ABC):
                 respond: Closure | None = None
                 length: int | None = None
                 if update != "joint":
-                    part = options.response_part or RESPONSE_PART
+                    part = options.part_of_responses
                     some, length = part_of_batch((inputs, targets), self._axis, size, part, self.step)
                     respond = PredictionLoss(partial(predict, *some), criterion)
                 result = delta_stn_step(

@@ -150,10 +150,13 @@ class SelfTuner(TrainerSteps):
             raise ValueError(
                 f"update={self.options.update!r} is for kind 'delta'; a model of kind 'stn' has 'joint' only"
             )
-        if self._kind == "stn":
+        if self.options.tune and (self._kind != "delta" or not hyperparameters.continuous):
             for name in ("response_lr", "response_part", "response_every", "response_warm_up"):
                 if getattr(self.options, name) is not None:
-                    raise ValueError(f"{name} has no effect on a model of kind 'stn', whose weights learn together")
+                    raise ValueError(
+                        f"{name} has no effect here, leave it out: only models of kind 'delta' with continuous "
+                        "hyperparameters have responses that are updated apart"
+                    )
         if control is not None and self.options.tune:
             raise ValueError("control sets the hyperparameters, so that it needs tune=False")
         if control is not None and control.hyperparameters is not hyperparameters:

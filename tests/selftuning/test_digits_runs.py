@@ -55,12 +55,7 @@ def digits(seed: int) -> tuple[Shuffled, Shuffled]:
     return Shuffled(x[:N_TRAIN], y[:N_TRAIN], seed), Shuffled(x[N_TRAIN:], y[N_TRAIN:], seed + 1)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- one rate from five starts -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,7 @@ from sthyper.selftuning.schedule import Schedule
 from sthyper.selftuning.trainer import SelfTuner, SelfTunerOptions
 from sthyper.selftuning.transform import self_tune
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_network() -> nn.Sequential:

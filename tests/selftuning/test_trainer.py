@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from sthyper.config_space import loguniform, uniform
+from sthyper.config_space import choice, loguniform, uniform
 from sthyper.selftuning._batches import part_of_batch
 from sthyper.selftuning.controls import FixedValues, GaussianValues, Replay
 from sthyper.selftuning.hyperparameters import Hyperparameter, Hyperparameters
@@ -165,6 +165,10 @@ def test_responses_are_updated_in_some_of_the_steps(options: dict[str, int], tur
 def test_options_of_responses_that_have_no_effect(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has no effect"):
         tuner("stn", options={name: 1})
+    model = network()
+    h = Hyperparameters({"act": choice(["relu", "tanh"])})
+    with pytest.raises(ValueError, match=f"{name} has no effect here, leave it out"):
+        SelfTuner(model, h, loader(), loader(24, 1), options=SelfTunerOptions(**{name: 1}))
     if name != "response_lr":
         with pytest.raises(ValueError, match=f"{name} has no effect"):
             SelfTunerOptions(update="joint", **{name: 1})
