@@ -1,7 +1,8 @@
 """One self-tuning run against searches and fixed values at the same cost: CIFAR-10, small CNN, 12 hyperparameters.
 
 Each method and seed gets the same process CPU time on one thread (the limit is checked after each epoch), the same
-optimiser of the weights, and the model of the epoch with the lowest validation loss. Methods:
+optimiser of the weights, and the model of the epoch with the lowest validation loss. Warm-up, learning rates and rest
+of self-tuning follow the time. Methods:
 
   self-tuning             the library's defaults; options behind a colon, self-tuning:update=joint,groups=8
                           (of self_tune: kind, response, rank, groups; of SelfTunerOptions: update, hyper_lr ...)
@@ -63,7 +64,7 @@ METHODS = [
     *("self-tuning", "fixed@.01", "fixed@.03", "full-10", "full-40", "around-20@best", "around-40@best"),
     *("perturbed", "replay", "mean-of-last"),
 ]
-BATCH = 128
+BATCH, VALIDATION_BATCH = 128, 64
 DEFAULT_LR = SelfTunerOptions().weight_lr
 _OF_SELF_TUNE = {"kind": str, "response": str, "rank": int, "groups": int}
 
@@ -83,6 +84,10 @@ class Clock:
     def tick(self, _: Any = None) -> None:
         """Take note of the length of an epoch."""
         self.longest, self._last = max(self.longest, time.process_time() - self._last), time.process_time()
+
+    def part(self) -> float:
+        """Return the part of the time that is over."""
+        return self.now() / self.budget
 
     def has_room(self, epochs: int = 1) -> bool:
         """Return whether so many epochs fit."""
@@ -129,12 +134,10 @@ class Problem:
         seed: int,
         control: Control | None = None,
         reporter: Callable[..., str] | None = None,
-        train: Images | None = None,
         perturb: bool = False,
     ) -> SelfTuner:
         """Return a run; with ``perturb`` a plain one whose hyperparameters are perturbed in training."""
         torch.manual_seed(seed)
-        train = self.train if train is None else train
         drawn: list[Perturbation] = []
 
         @contextmanager
@@ -177,8 +180,8 @@ class Problem:
         return SelfTuner(
             Perturbed() if perturb else model,
             h,
-            Batches(train.inputs, train.labels, batch_size=BATCH, seed=seed),
-            self.evaluation(self.validation, BATCH),
+            Batches(self.train.inputs, self.train.labels, batch_size=BATCH, seed=seed),
+            self.evaluation(self.validation, VALIDATION_BATCH),
             cross_entropy,
             options=options,
             train_loss=train_loss,
@@ -261,9 +264,9 @@ class Method:
 
         return report
 
-    def _fit(self, tuner: SelfTuner, epochs: int) -> None:
+    def _fit(self, tuner: SelfTuner, epochs: int | None, progress: Callable[[], float] | None = None) -> None:
         try:
-            result = tuner.fit(epochs)
+            result = tuner.fit(epochs, progress=progress)
         except FloatingPointError:
             self.record.trials.append(Trial(math.inf, math.inf, math.inf, tuner.hyperparameters.values(), tuner.epoch))
             return
@@ -284,50 +287,15 @@ class Method:
             raise SystemExit(f"{self.name}: unknown options {sorted(unknown)}; known are {sorted(known | set(form))}")
         given: dict[str, Any] = {key: literal(value) for key, value in choices.items()}
 
-        def tuner(train: Images | None = None, **more: Any) -> SelfTuner:
-            torch.manual_seed(problem.seed)
-            h = problem.hyperparameters()
-            model = self_tune(make_network(problem.network), h, **form, seed=problem.seed)
-            options = SelfTunerOptions(**{"weight_lr": self.lr, **given, **more})
-            reporter = None if train is not None else self._watched()
-            return problem.tuner(model, h, options, problem.seed, reporter=reporter, train=train)
-
-        epochs = self.args.epochs
-        if not epochs:
-            # How many epochs fit must be known before: lengths of warm-up and steps depend on it. This costs, too.
-            apart = form.get("kind") != "stn" and given.get("update") != "joint"
-            never = 10**9
-            most = self._seconds(tuner, **({"response_warm_up": never} if apart else {}))
-            least = self._seconds(tuner, response_warm_up=0, response_every=never) if apart else most
-            left = 0.97 * (self.clock.budget - self.clock.now())
-            n, options = math.ceil(len(problem.train) / BATCH), SelfTunerOptions(**given)
-
-            def seconds(epochs: int) -> float:
-                turns = sum(not apart or options.responds(step) for step in range(epochs * n))
-                return turns * most[0] + (epochs * n - turns) * least[0] + epochs * most[1]
-
-            epochs = 2
-            while seconds(epochs + 1) <= left:
-                epochs += 1
-        self.clock.tick()
-        self.clock.longest = 0.0
-        run = tuner()
-        self._fit(run, epochs)
+        torch.manual_seed(problem.seed)
+        h = problem.hyperparameters()
+        model = self_tune(make_network(problem.network), h, **form, seed=problem.seed)
+        options = SelfTunerOptions(**{"weight_lr": self.lr, **given})
+        run = problem.tuner(model, h, options, problem.seed, reporter=self._watched())
+        # Lengths of warm-up and steps follow the time.
+        self._fit(run, self.args.epochs, None if self.args.epochs else self.clock.part)
         if self.name == "self-tuning":
             run.schedule.to_json(schedule_path(self.args, problem.seed))
-
-    def _seconds(self, tuner: Callable[..., SelfTuner], **options: Any) -> tuple[float, float]:
-        """Return the CPU seconds of a training step, with its share of hyper steps, and of an evaluation."""
-        part = self.problem.train[: min(len(self.problem.train), 12 * BATCH)]
-        short = tuner(part, warm_up_epochs=0, **options)
-        short.train_epoch()
-        start = time.process_time()
-        short.evaluate()
-        evaluation = time.process_time() - start
-        start = time.process_time()
-        short.train_epoch()
-        steps = time.process_time() - start - evaluation
-        return steps / math.ceil(len(part) / BATCH), evaluation
 
     def _plain(self) -> None:
         problem = self.problem

@@ -65,9 +65,9 @@ FORMS = {
     "auto": Form("auto"),
     "full, Delta": Form(update="linearised"),
     "auto, Delta": Form("auto", update="linearised"),
-    # What a run does by default with batches of up to 200: 50 examples are the least.
-    "responding": Form("auto", update="linearised", part=50),
-    "default": Form("auto", update="linearised", part=50, every=2),
+    # What a run does by default with batches of 65 to 128: 32 examples are the least.
+    "responding": Form("auto", update="linearised", part=32),
+    "default": Form("auto", update="linearised", part=32, every=2),
 }
 
 

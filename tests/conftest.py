@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,15 +28,12 @@ _LIBRARY_VARIABLES = {
 }
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Have torch on one thread: two test workers with two threads each are slower."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Have torch on one thread, if test modules use it: two test workers with two threads each are slower."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,8 @@ TRAIN = """
     os.makedirs(args.st_checkpoint_dir, exist_ok=True)
     path = os.path.join(args.st_checkpoint_dir, "epoch.json")
     done = json.load(open(path)) if os.path.exists(path) else 0
+    # A run that was killed between its checkpoint and the record of its report goes back to what was recorded.
+    done = min(done, int(os.environ.get("STHYPER_LAST_RESOURCE", 0)))
     for epoch in range(done + 1, args.epochs + 1):
         time.sleep(SLEEP)
         open(os.path.join(report.trial_dir, "trained"), "a").write(f"{epoch}\\n")

@@ -88,6 +88,7 @@ class Updates:
 
     def __post_init__(self) -> None:
         h, options = self.part.hyperparameters, self.options
+        self._rest = options.part_at_rest(bool(h.continuous))
         self.validation_loss = ValidationLoss(self.trainer, self.module, self.val_loss, NAME, "hyper steps")
         if self.separate:
             self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
@@ -104,6 +105,8 @@ class Updates:
             return
         total = self.trainer.estimated_stepping_batches
         self.counts.planned = int(total) if math.isfinite(total) else 0
+        if self.options.rest and not self.counts.planned:
+            raise ValueError("rest needs a run whose length is known: give max_epochs or max_steps")
         if getattr(self.trainer, "fast_dev_run", False) or self.options.warm_up_epochs == 0:
             self.counts.tuned_from = 0
         elif self.options.warm_up_epochs is None and self.counts.planned:
@@ -114,14 +117,24 @@ class Updates:
 
     def _slow_down(self) -> None:
         """Set learning rates that fall to the end of the run."""
-        counts, first = self.counts, self.counts.tuned_from or 0
-        length = (counts.planned or 0) - first
-        done = min((counts.steps - first) / length, 1.0) if length > 0 else 0.0
+        done = min(self._done(self.counts.steps), 1.0)
         self.part.hyperparameters.set_progress(done)
         part = 1.0 - (1.0 - self.options.hyper_lr_end) * done
         self.optimizers["hyper"].param_groups[0]["lr"] = self.options.hyper_lr * part
         if "scales" in self.optimizers:
             self.optimizers["scales"].param_groups[0]["lr"] = self._scale_lr() * part
+
+    def _done(self, steps: int) -> float:
+        """Return what part of the run after the warm-up is done after so many steps; 0 if its length is not known."""
+        first = self.counts.tuned_from or 0
+        length = (self.counts.planned or 0) - first
+        return max(steps - first, 0) / length if length > 0 else 0.0
+
+    def _rests(self, steps: int) -> bool:
+        """Whether the hyperparameters rest after so many steps."""
+        if not self._rest or self.counts.tuned_from is None or steps < self.options.least_tuned:
+            return False
+        return self._done(steps) >= 1.0 - self._rest
 
     def epoch_starts(self) -> None:
         """See whether the warm-up is over, if it is counted in epochs."""
@@ -132,7 +145,7 @@ class Updates:
     def due(self) -> bool:
         """Whether a hyper step is to be made now."""
         counts, options = self.counts, self.options
-        if counts.tuned_from is None:
+        if counts.tuned_from is None or self._rests(counts.steps - 1):
             return False
         cycles = (counts.steps - counts.tuned_from) // options.train_steps
         if getattr(self.trainer, "fast_dev_run", False):
@@ -185,7 +198,7 @@ class Updates:
             linear: Whether predictions are linearised.
             stepped: Whether the optimiser of the user has made a step.
         """
-        if not self.options.responds(self.counts.steps):
+        if self._rests(self.counts.steps) or not self.options.responds(self.counts.steps):
             return
         part = self.options.part_of_responses
         batch, size = part_of_batch(batch, self.axis, size, part, self.counts.batches)

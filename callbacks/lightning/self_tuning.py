@@ -97,10 +97,14 @@ class SelfTuningCallback(SelfTuningState):
         train_steps: Optimiser steps between hyper steps.
         hyper_steps: Hyper steps that follow them; 0 trains under perturbation only.
         warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run.
+        rest: Part of the run, after the warm-up, at whose end the hyperparameters rest: there are neither hyper steps
+            nor additional calls of ``training_step``; where one pass trains weights and responses it goes on as it is.
+            Default is .5 where the length of the run is known, but not
+            before 2000 optimiser steps; 0 tunes to the end, for runs that begin to overfit late.
         response_lr: Learning rate of the responses (Adam). Default is .003.
-        response_part: Part of the examples of a batch (at least 50 of them) that the additional call of
-            ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have their
-            examples on one axis are taken whole.
+        response_part: Part of the examples of a batch (at least 32 of them, of up to 64 all) that the additional call
+            of ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have
+            their examples on one axis are taken whole.
         response_every: After ``response_warm_up``, the additional call is made in one of so many optimiser steps (on
             all their batches). Default is 2.
         response_warm_up: Optimiser steps at the beginning in which it is made each time. Default is 1000.
@@ -142,6 +146,7 @@ class SelfTuningCallback(SelfTuningState):
         train_steps: int = _DEFAULTS.train_steps,
         hyper_steps: int = _DEFAULTS.hyper_steps,
         warm_up_epochs: int | None = None,
+        rest: float | None = None,
         response_lr: float | None = None,
         response_part: float | None = None,
         response_every: int | None = None,
@@ -168,6 +173,7 @@ class SelfTuningCallback(SelfTuningState):
             train_steps=train_steps,
             hyper_steps=hyper_steps,
             warm_up_epochs=warm_up_epochs,
+            rest=rest,
             response_lr=response_lr,
             response_part=response_part,
             response_every=response_every,

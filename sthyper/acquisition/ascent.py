@@ -164,10 +164,17 @@ def _evaluate(
     """Return minus the function, infinite where it is NaN, and its gradient; ``None`` if there is none."""
     X = _at(points, columns, moving).requires_grad_(True)
     value = function(X)
-    loss = np.nan_to_num(-value.detach().cpu().numpy(), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    loss = _finite_or(-value.detach().cpu().numpy(), nan=np.inf, infinite=np.inf)
     if not value.requires_grad:
         return loss, None
     (gradient,) = torch.autograd.grad(value.sum(), X, allow_unused=True)
     if gradient is None:
         return loss, None
-    return loss, -np.nan_to_num(gradient[:, columns].cpu().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
+    return loss, _finite_or(-gradient[:, columns].cpu().numpy(), nan=0.0, infinite=0.0)
+
+
+def _finite_or(values: Array, nan: float, infinite: float) -> Array:
+    """Return numbers with others in place of NaN and of infinite ones; these have the sign of what they replace."""
+    if np.isfinite(values).all():
+        return values
+    return np.nan_to_num(values, nan=nan, posinf=infinite, neginf=-infinite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from sthyper.surrogates.marginals import marginals
 
-__all__ = ["MeanStdAcquisition", "log_expected_improvement", "log_normal_cdf", "per_batch"]
+__all__ = [
+    "MeanStdAcquisition",
+    "log_expected_improvement",
+    "log_expected_improvement_of",
+    "log_normal_cdf",
+    "per_batch",
+]
 
 _LEAST_STD = 1e-10
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -81,12 +88,50 @@ def log_expected_improvement(u: Tensor) -> Tensor:
     References:
         Ament et al., "Unexpected Improvements to Expected Improvement for Bayesian Optimization", NeurIPS 2023
     """
-    u = u.clamp(-_LARGEST, _LARGEST)
-    value, slope = _log_improvement_and_slope(u.detach())
-    if not u.requires_grad:
+    return _LogExpectedImprovement.apply(u)  # type: ignore[no-untyped-call]
+
+
+class _LogExpectedImprovement(torch.autograd.Function):
+    """Autograd through the branches costs several times as much, and has 0 times infinity far out."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        value, slope = _log_improvement_and_slope(u.clamp(-_LARGEST, _LARGEST))
+        ctx.save_for_backward(slope)
         return value
-    # The first order in u: autograd through the branches costs several times as much, and has 0 times infinity far out.
-    return value + slope * (u - u.detach())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return grad * slope
+
+
+def log_expected_improvement_of(best: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return log E[max(best - y, 0)], y ~ N(mean, std^2): what a search evaluates most, in one step for autograd.
+
+    Args:
+        best: Target to improve on, broadcast with the others; no gradient passes.
+        mean: Means.
+        std: Standard deviations, shape of ``mean``.
+    """
+    return _LogExpectedImprovementOf.apply(best, mean, std)  # type: ignore[no-untyped-call]
+
+
+class _LogExpectedImprovementOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, best: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        u = ((best - mean) / std).clamp_(-_LARGEST, _LARGEST)
+        value, slope = _log_improvement_and_slope(u)
+        ctx.save_for_backward(u, slope, std)
+        return value + std.log()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, slope, std = ctx.saved_tensors
+        each = grad / std
+        return None, -each * slope, each * (1.0 - slope * u)
 
 
 def _log_improvement_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:

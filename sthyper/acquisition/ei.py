@@ -6,7 +6,13 @@ import torch
 from botorch.models.model import Model
 from torch import Tensor
 
-from sthyper.acquisition.base import MeanStdAcquisition, log_expected_improvement, log_normal_cdf, per_batch
+from sthyper.acquisition.base import (
+    MeanStdAcquisition,
+    log_expected_improvement,
+    log_expected_improvement_of,
+    log_normal_cdf,
+    per_batch,
+)
 
 __all__ = ["ExpectedImprovement", "LogExpectedImprovement", "ProbabilityOfImprovement"]
 
@@ -38,7 +44,9 @@ class LogExpectedImprovement(_Improvement):
 
     def head(self, mean: Tensor, std: Tensor) -> Tensor:
         """Return log EI."""
-        return log_expected_improvement(self._standardised(mean, std)) + std.log()
+        assert isinstance(self.best_f, Tensor)
+        best = per_batch(self.best_f.to(mean), mean) - self.jitter
+        return log_expected_improvement_of(best, mean, std)
 
 
 class ExpectedImprovement(_Improvement):

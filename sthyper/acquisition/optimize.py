@@ -130,7 +130,10 @@ def optimize_acquisition(
     ranked = rank_candidates(acquisition, X, score)
     starts = _starts(space, X, ranked.order.tolist(), options, allowed)
     candidates = [
-        Candidate(X[i], float(ranked.values[i]), "global" if i < n_global else "local") for i in ranked.order.tolist()
+        Candidate(x, value, "global" if i < n_global else "local")
+        for i, x, value in zip(
+            ranked.order.tolist(), X[ranked.order].unbind(), ranked.values[ranked.order].tolist(), strict=True
+        )
     ]
     if not starts or every is not None or not (options.max_iterations or options.max_rounds):
         return candidates

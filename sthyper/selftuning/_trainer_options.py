@@ -14,8 +14,10 @@ _RESPONSE_LR = 0.003
 _RESPONSE_PART = 0.25
 _RESPONSE_EVERY = 2
 _RESPONSE_WARM_UP = 1000
+_REST = 0.5
+_LEAST_TUNED = 2000
 
-StoppedBy = Literal["epochs", "patience", "learning rate", "report", "interrupt", "divergence"]
+StoppedBy = Literal["epochs", "progress", "patience", "learning rate", "report", "interrupt", "divergence"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class SelfTunerOptions:
         train_steps: Training steps of one cycle.
         hyper_steps: Hyper steps that follow them. 0 trains under perturbation without tuning, as a control.
         warm_up_epochs: Epochs without hyper steps at the beginning; they count. Default is a tenth of the epochs of the
-            first ``fit``, at least one.
+            first ``fit`` or of its ``progress``, at least one.
         weight_lr: Learning rate of the default optimiser of the weights, SGD.
         momentum: Its momentum.
         response_lr: Learning rate of the default optimiser of the responses, Adam. Default is .003.
@@ -70,10 +72,16 @@ class SelfTunerOptions:
         entropy_weight: Weight of the entropy of the perturbations, which keeps tuned scales large.
         bound: Unconstrained numbers stay within this distance from the middle; ``None`` for no bound.
         scale_bounds: Smallest and largest tuned scale; ``None`` for none.
-        response_part: Part of the examples of a batch (at least 50 of them) on which the responses are updated by
-            ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few hyperparameters, and a
-            quarter of the examples gives as good ones at a quarter of the cost; that is the default. Batches whose
-            tensors do not all have their examples on one axis are taken whole.
+        rest: Part of a run, after the warm-up, at whose end the hyperparameters rest: there are neither hyper steps nor
+            response updates apart, so that training goes on at the cost of the plain network (where one pass trains
+            weights and responses, it goes on as it is, without hyper steps). Default is .5, but not before 2000
+            training steps, which responses and hyperparameters may need to get anywhere; 0 tunes to the end, for runs
+            that begin to overfit late. For gates and choices alone it is 0. Without effect on epochs that are not those
+            of a ``fit``.
+        response_part: Part of the examples of a batch (at least 32 of them, of up to 64 all) on which the responses are
+            updated by ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few
+            hyperparameters, and a quarter of the examples gives as good ones at a quarter of the cost; that is the
+            default. Batches whose tensors do not all have their examples on one axis are taken whole.
         response_every: After ``response_warm_up``, the responses are updated in one of so many training steps by
             ``"linearised"`` and ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 2.
         response_warm_up: Training steps at the beginning in which the responses are updated each time: they must be
@@ -104,6 +112,7 @@ class SelfTunerOptions:
     entropy_weight: float = 0.0
     bound: float | None = 4.0
     scale_bounds: tuple[float, float] | None = (0.1, 2.0)
+    rest: float | None = None
     response_part: float | None = None
     response_every: int | None = None
     response_warm_up: int | None = None
@@ -127,6 +136,11 @@ class SelfTunerOptions:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not 0 < self.hyper_lr_end <= 1:
             raise ValueError(f"hyper_lr_end must be larger than 0 and at most 1, got {self.hyper_lr_end!r}")
+        if self.rest is not None:
+            if not 0 <= self.rest < 1:
+                raise ValueError(f"rest must be at least 0 and below 1, got {self.rest!r}")
+            if self.rest and not (self.tune and self.hyper_steps):
+                raise ValueError("rest has no effect without hyper steps")
         if self.response_part is not None and not 0 < self.response_part <= 1:
             raise ValueError(f"response_part must be larger than 0 and at most 1, got {self.response_part!r}")
         if self.update == "joint":
@@ -149,6 +163,21 @@ class SelfTunerOptions:
     def lr_of_responses(self) -> float:
         """Learning rate of the default optimiser of the responses."""
         return _RESPONSE_LR if self.response_lr is None else self.response_lr
+
+    def part_at_rest(self, continuous: bool) -> float:
+        """Return the part of a run after the warm-up in which hyperparameters rest.
+
+        Args:
+            continuous: Whether there are continuous hyperparameters.
+        """
+        if not (self.tune and self.hyper_steps):
+            return 0.0
+        return (_REST if continuous else 0.0) if self.rest is None else self.rest
+
+    @property
+    def least_tuned(self) -> int:
+        """Training steps before which hyperparameters do not rest."""
+        return _LEAST_TUNED if self.rest is None else 0
 
     @property
     def part_of_responses(self) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sthyper.selftuning._batches import BatchStream, first_size, pair, part_of_batch, preserved_random_state, to_device
 from sthyper.selftuning._gradients import apply_gradients, evaluating, gradients_of, parameters_of
 from sthyper.selftuning._trainer_options import SelfTunerOptions
+from sthyper.selftuning._trainer_pace import Pace
 from sthyper.selftuning._trainer_parts import Optimizers
 from sthyper.selftuning.controls import Control
 from sthyper.selftuning.hyperparameters import Hyperparameters
@@ -58,7 +59,7 @@ class TrainerSteps(ABC):
     _axis: int
     _val: BatchStream
     _losses: list[tuple[Tensor, int]]
-    _tuned_from: int | None
+    _pace: Pace
 
     def evaluate(self, loader: Iterable[Any] | None = None) -> float:
         """Return the mean loss over all examples of a loader, with the hyperparameters at their centre.
@@ -120,7 +121,7 @@ class TrainerSteps(ABC):
             result = stn_step(closure, h, both, size, self._groups, max_norm=options.max_norm)
         else:
             update = options.update or "linearised"
-            if update != "joint" and not options.responds(self.step):
+            if update != "joint" and (self._pace.resting or not options.responds(self.step)):
                 result = centre_step(closure, h, weights, size, max_norm=options.max_norm)
             else:
                 respond: Closure | None = None
@@ -157,9 +158,10 @@ class TrainerSteps(ABC):
 
     def _finish_cycle(self) -> None:
         """Do the hyper steps that are due."""
-        if self._tuned_from is None or not self.options.tune:
+        tuned_from = self._pace.tuned_from
+        if tuned_from is None or self._pace.resting or not self.options.tune:
             return
-        due = self.options.hyper_steps * ((self.step - self._tuned_from) // self.options.train_steps)
+        due = self.options.hyper_steps * ((self.step - tuned_from) // self.options.train_steps)
         while self.hyper_steps < due:
             self._hyper_step(*pair(to_device(self._val.next(), self.device), "val_loader"))
 

@@ -26,6 +26,7 @@ from sthyper.selftuning._trainer_options import (
     SelfTuningResult,
     StoppedBy,
 )
+from sthyper.selftuning._trainer_pace import Pace
 from sthyper.selftuning._trainer_parts import (
     Best,
     OptimizerOrFactory,
@@ -46,8 +47,7 @@ __all__ = ["EpochRecord", "NonmonotonicDecay", "SelfTuner", "SelfTunerOptions", 
 
 logger = logging.getLogger(__name__)
 
-_TENTH = 10
-_VERSION = 1
+_VERSION = 2
 _GO_ON = "CONTINUE"
 
 
@@ -198,36 +198,48 @@ class SelfTuner(TrainerSteps):
         self.best = Best()
         self.history: list[EpochRecord] = []
         self.epoch = self.step = self.hyper_steps = 0
-        self._planned: int | None = None
-        self._warm_up = 1 if self.options.warm_up_epochs is None else self.options.warm_up_epochs
-        self._tuned_from: int | None = None
+        self._pace = Pace(self.options, bool(hyperparameters.continuous))
         self._losses: list[tuple[Tensor, int]] = []
         self._decision = _GO_ON
 
     # ---- runs ----------------------------------------------------------------------------------------
 
-    def fit(self, epochs: int) -> SelfTuningResult:
+    def fit(self, epochs: int | None = None, *, progress: Callable[[], float] | None = None) -> SelfTuningResult:
         """Train until so many epochs are done, those before :meth:`load_state_dict` or an earlier call included.
 
         An interrupt (Ctrl-C) ends the run in order: what has been trained is evaluated.
 
+        Example:
+            Half an hour, whatever that is in epochs::
+
+                start = time.monotonic()
+                tuner.fit(progress=lambda: (time.monotonic() - start) / 1800)
+
         Args:
-            epochs: Number of epochs in total, warm-up included.
+            epochs: Number of epochs in total, warm-up included. ``None``, with ``progress``, for any.
+            progress: Returns the part of the run that is done, in [0, 1]: of a time, a number of steps or anything that
+                grows. It is asked before each epoch; at 1 the run ends. Warm-up and learning rates of the
+                hyperparameters follow it. Default is the part of ``epochs``.
 
         Returns:
             Losses and hyperparameters. With ``restore_best`` model and hyperparameters are those of the best epoch.
 
         Raises:
             FloatingPointError: If training diverges before there was any epoch with a finite validation loss.
-            ValueError: If ``epochs`` is not positive.
+            ValueError: If ``epochs`` is not positive, there are neither epochs nor ``progress``, or it returns NaN.
         """
-        if epochs < 1:
+        if epochs is None and progress is None:
+            raise ValueError("how long to train? Give epochs or progress")
+        if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
-        self._plan(epochs)
+        self._pace.begin_fit(epochs, progress)
         stopped: StoppedBy = "epochs"
         try:
             self._before_training()
-            while self.epoch < epochs:
+            while epochs is None or self.epoch < epochs:
+                if not self._losses and self._pace.is_over():
+                    stopped = "progress"
+                    break
                 self.train_epoch()
                 reason = self._reason_to_stop()
                 if reason is not None:
@@ -264,8 +276,8 @@ class SelfTuner(TrainerSteps):
         self._before_training()
         if not self.model.training:
             self.model.train()
-        if self._tuned_from is None and self.epoch >= self._warm_up:
-            self._tuned_from = self.step
+        if not self._losses:  # or a state was loaded in the middle of an epoch
+            self._pace.begin_epoch(self.epoch, self.step)
         self._slow_down()
         if self.control is not None and self.control.by == "epoch":
             self.control.set(self.epoch + 1)
@@ -300,7 +312,7 @@ class SelfTuner(TrainerSteps):
             "train": self._train.state_dict(),
             "val": self._val.state_dict(),
             "counts": [self.epoch, self.step, self.hyper_steps],
-            "plan": [self._planned, self._warm_up, self._tuned_from],
+            "plan": self._pace.state_dict(),
             "losses": [[float(loss), size] for loss, size in self._losses],
             "history": [record.to_dict() for record in self.history],
             "best": self.best.state_dict(),
@@ -323,7 +335,7 @@ class SelfTuner(TrainerSteps):
         self._train.load_state_dict(state["train"])
         self._val.load_state_dict(state["val"])
         self.epoch, self.step, self.hyper_steps = state["counts"]
-        self._planned, self._warm_up, self._tuned_from = state["plan"]
+        self._pace.load_state_dict(state["plan"])
         self._losses = [(torch.tensor(loss, dtype=torch.float64), size) for loss, size in state["losses"]]
         self.history = [EpochRecord(**record) for record in state["history"]]
         self.best.load_state_dict(state["best"])
@@ -347,19 +359,11 @@ class SelfTuner(TrainerSteps):
 
     # ---- epochs --------------------------------------------------------------------------------------
 
-    def _plan(self, epochs: int) -> None:
-        """Choose what depends on the length of the run, once."""
-        if self._planned is not None:
-            return
-        self._planned = epochs
-        if self.options.warm_up_epochs is None:
-            self._warm_up = max(1, round(epochs / _TENTH))
-
     def _slow_down(self) -> None:
         """Set the learning rate of the hyperparameters for this epoch, if it is ours."""
-        if self._planned is None:
+        done = self._pace.tuned_part(self.epoch)
+        if done is None:
             return
-        done = min(max(self.epoch - self._warm_up, 0) / max(self._planned - self._warm_up, 1), 1.0)
         self.hyperparameters.set_progress(done)
         part = 1.0 - (1.0 - self.options.hyper_lr_end) * done
         for optimizer, lr in self._own_hyper:

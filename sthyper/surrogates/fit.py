@@ -25,6 +25,16 @@ def _pools() -> Any:
     return ThreadpoolController()
 
 
+@cache
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the next matrices; page faults took a quarter of a fit's time.
+
+    It returns the top of the heap above a limit that grows with the largest block that was ever freed. This one is
+    never touched.
+    """
+    torch.empty(16 * 2**20, dtype=torch.uint8)
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Limit numpy's and scipy's BLAS to one thread: the many tiny products of L-BFGS-B stall on a busy machine else."""
@@ -106,6 +116,7 @@ def minimize_bounded(
             lowest = (result, x.copy())
         return result, gradient.numpy()
 
+    _keep_freed_memory()
     best: tuple[float, np.ndarray] | None = None
     with single_threaded_blas(), single_threaded_torch():
         for number, (start, iterations) in enumerate(zip(starts, max_iterations, strict=True)):

@@ -8,8 +8,8 @@ in closed form, the posterior, and GPyTorch, for which :class:`RadialKernel` wra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +19,16 @@ from torch import Tensor
 from sthyper.errors import closest
 from sthyper.surrogates.inputs import InputStructure
 from sthyper.surrogates.parameters import ParameterSpec, Preset
-from sthyper.surrogates.warping import kumaraswamy
+from sthyper.surrogates.scaling import Columns, scaled_columns
 
 __all__ = ["KERNELS", "KernelForm", "RadialKernel", "squared_distances"]
 
 _SQRT5 = math.sqrt(5.0)
 _TINY = 1e-15
 """Squared distances are at least this where autograd passes: the derivative of the root is infinite at 0."""
+
+_BLOCK = 256
+"""Rows of a large matrix that are computed at once."""
 
 KERNELS = ("matern52-ard", "matern52-noard", "rbf-ard", "rbf-noard")
 CATEGORICAL_KERNELS = ("one-hot", "exchangeable")
@@ -42,7 +45,7 @@ def _matern52(r2: Tensor) -> Tensor:
 
 
 def _matern52_slope(r2: Tensor) -> tuple[Tensor, Tensor]:
-    r = r2.sqrt().mul_(_SQRT5)
+    r = r2.sqrt_().mul_(_SQRT5)
     e = torch.neg(r).exp_()
     one = r + 1.0
     value = r.square_().div_(3.0).add_(one).mul_(e)
@@ -73,7 +76,7 @@ class Radial:
 
     Args:
         value: f(r^2).
-        slope: f(r^2) and its derivative by r^2.
+        slope: f(r^2) and its derivative by r^2; its argument may be overwritten.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -134,35 +137,6 @@ class Factor:
     root: bool = False
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The columns of a factor, the warped ones first: their order makes no difference to a distance."""
-
-    warped: Tensor
-    plain: Tensor
-    positions: Tensor  # of the warped ones among all warped columns
-    scales: Tensor
-    weights: Tensor
-
-    @classmethod
-    def of(cls, factor: Factor, warped: list[int]) -> _Part:
-        order = sorted(range(len(factor.columns)), key=lambda i: factor.columns[i] not in warped)
-        columns = [factor.columns[i] for i in order]
-        first = [c for c in columns if c in warped]
-        return cls(
-            torch.tensor(first, dtype=torch.long),
-            torch.tensor([c for c in columns if c not in warped], dtype=torch.long),
-            torch.tensor([warped.index(c) for c in first], dtype=torch.long),
-            torch.tensor([factor.scales[i] for i in order], dtype=torch.long),
-            torch.tensor([factor.weights[i] for i in order], dtype=torch.float64),
-        )
-
-    def to(self, device: torch.device) -> _Part:
-        if self.weights.device == device:
-            return self
-        return _Part(*(getattr(self, f.name).to(device) for f in fields(self)))
-
-
 class KernelForm:
     """The covariance function of a structure of inputs, without values of its parameters.
 
@@ -210,7 +184,10 @@ class KernelForm:
         self._add("exponential", exchangeable)
         if structure.task is not None and transfer == "matern52_product":
             self._add("matern52", [structure.task])
-        self._parts = [_Part.of(factor, self.warped) for factor in self.factors]
+        self._parts = [
+            Columns.of(factor.columns, factor.scales, factor.weights, self.warped, factor.root)
+            for factor in self.factors
+        ]
 
     def _add(self, radial: str, groups: list[int], shared: bool = False, per_column: bool = False) -> None:
         if not groups:
@@ -254,22 +231,11 @@ class KernelForm:
             inverse: Whether the lengthscales are given as their inverses.
         """
         lengthscale = values["lengthscale"]
-        scale = lengthscale if inverse else 1.0 / lengthscale
-        parts = []
-        for factor, part in zip(self.factors, self._parts, strict=True):
-            part = part.to(X.device)
-            s = scale[..., part.scales]
-            s = ((s.sqrt() if factor.root else s) * part.weights).unsqueeze(-2)
-            split = len(part.warped)
-            if not split:
-                parts.append(X[..., part.plain] * s)
-                continue
-            a, b = values["warping_a"][..., part.positions], values["warping_b"][..., part.positions]
-            w = kumaraswamy(X[..., part.warped], a.unsqueeze(-2), b.unsqueeze(-2)) * s[..., :split]
-            parts.append(torch.cat([w, X[..., part.plain] * s[..., split:]], -1) if len(part.plain) else w)
-        return parts
+        none = lengthscale.new_empty(0)
+        a, b = (values[name] if self.warped else none for name in ("warping_a", "warping_b"))
+        return [scaled_columns(X, lengthscale, a, b, part.to(X.device), inverse) for part in self._parts]
 
-    def correlation(self, Z1: list[Tensor], Z2: list[Tensor]) -> Tensor:
+    def correlation(self, Z1: Sequence[Tensor], Z2: Sequence[Tensor]) -> Tensor:
         """Return the product of all factors, shape ``batch x n x m``, of what :meth:`scaled` returned."""
         result: Tensor | None = None
         for factor, a, b in zip(self.factors, Z1, Z2, strict=True):
@@ -282,16 +248,39 @@ class KernelForm:
             raise ValueError("the kernel has no column that makes a difference")
         return result
 
-    def slopes(self, Z: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the correlations of points among themselves and their derivatives by each factor's r^2.
+    def lower_covariance(self, Z: Sequence[Tensor], outputscale: Tensor) -> Tensor:
+        """Return the lower triangle of the covariance matrix of points, shape (n, n); above it may be zeros.
+
+        Block by block, so that what is in between stays in the cache: of thousands of points most of the time would be
+        that of the memory.
+
+        Args:
+            Z: What :meth:`scaled` returned, shapes (n, d_i), without gradients.
+            outputscale: Variance of the function, shape (1,) or 0-d.
+        """
+        n = len(Z[0])
+        result = Z[0].new_zeros(n, n)
+        for start in range(0, n, _BLOCK):
+            stop = min(start + _BLOCK, n)
+            rows, columns = [part[start:stop] for part in Z], [part[:stop] for part in Z]
+            torch.mul(self.correlation(rows, columns), outputscale, out=result[start:stop, :stop])
+        return result
+
+    def slopes(self, Z1: Sequence[Tensor], Z2: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Return correlations and their derivatives by each factor's r^2, none of them with a gradient of their own.
+
+        Args:
+            Z1: What :meth:`scaled` returned, shapes (m, d_i).
+            Z2: The same of other points, shapes (n, d_i); the points themselves by default.
 
         Returns:
-            The correlation matrix (n, n), and one matrix (n, n) a factor.
+            The correlation matrix (m, n), and one matrix (m, n) a factor.
         """
         values, slopes = [], []
-        for factor, part in zip(self.factors, Z, strict=True):
-            r2 = squared_distances(part, part)
-            r2.fill_diagonal_(0.0)
+        for factor, a, b in zip(self.factors, Z1, Z1 if Z2 is None else Z2, strict=True):
+            r2 = squared_distances(a.detach(), b.detach())
+            if Z2 is None:
+                r2.fill_diagonal_(0.0)
             value, slope = _RADIALS[factor.radial].slope(r2)
             values.append(value)
             slopes.append(slope)

@@ -67,15 +67,14 @@ class NegativeLogLikelihood(torch.autograd.Function):
         alpha = torch.cholesky_solve(residual.unsqueeze(-1), L).squeeze(-1)
         value = 0.5 * residual.dot(alpha) + L.diagonal().log().sum() + 0.5 * n * math.log(2.0 * math.pi)
         if any(ctx.needs_input_grad):
-            # G = (K^-1 - alpha alpha^T) / 2 is the derivative by K.
-            G = torch.cholesky_inverse(L).sub_(torch.outer(alpha, alpha)).mul_(0.5)
-            d_noise = noise * G.diagonal().sum()
-            d_scale = outputscale * (G * correlation).sum()
-            G.mul_(outputscale)
+            # G = K^-1 - alpha alpha^T is twice the derivative by K; transposed, as LAPACK's matrices are in memory.
+            G = torch.cholesky_inverse(L).mT.addr_(alpha, alpha, alpha=-1.0)
+            d_noise = 0.5 * noise * G.diagonal().sum()
+            d_scale = 0.5 * outputscale * G.reshape(-1).dot(correlation.reshape(-1))
             d_inputs = []
             for part, slope in zip(Z, slopes, strict=True):
                 W = slope.mul_(G)
-                d_inputs.append(4.0 * (W.sum(1, keepdim=True) * part - W @ part))
+                d_inputs.append(2.0 * outputscale * (W.sum(1, keepdim=True) * part - W @ part))
             ctx.gradients = (d_scale, d_noise, alpha, d_inputs)
         return value
 

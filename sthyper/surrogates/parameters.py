@@ -9,12 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from sthyper.errors import closest
-from sthyper.surrogates.priors import Gamma, LogNormal, Normal, Prior, Reciprocal, Uniform
+from sthyper.surrogates.priors import (
+    Gamma,
+    LogNormal,
+    Normal,
+    Prior,
+    PriorOfTerms,
+    Reciprocal,
+    Terms,
+    Uniform,
+    sum_of_terms,
+)
 
 __all__ = ["PRESETS", "ParameterLayout", "ParameterSpec", "Preset", "preset"]
 
@@ -137,19 +148,36 @@ class ParameterLayout:
         self.lower = torch.tensor(row("lower"), dtype=torch.float64)
         self.upper = torch.tensor(row("upper"), dtype=torch.float64)
         self.spread = torch.tensor(row("spread"), dtype=torch.float64)
+        widths = {name: _width(where) for name, where in self.slices.items()}
+        self._widths = list(widths.values())
+        # Neighbours that are both logarithms, or both not, are mapped together.
+        self._runs = [
+            (log, sum(widths[name] for name in names))
+            for log, names in groupby(self.specs, key=lambda name: self.specs[name].log)
+        ]
+        terms: list[tuple[float, ...]] = []
+        self._other_priors: list[str] = []
+        for name, spec in self.specs.items():
+            if isinstance(spec.prior, PriorOfTerms):
+                terms += [spec.prior.terms().row()] * widths[name]
+            else:
+                terms += [Terms().row()] * widths[name]
+                self._other_priors.append(name)
+        self._terms = torch.tensor(terms, dtype=torch.float64).reshape(self.size, -1).T.contiguous()
 
     def unpack(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the parameters themselves by name, shape ``batch x size``, of vectors of shape ``batch x p``."""
-        values = {}
-        for name, where in self.slices.items():
-            part = theta[..., where]
-            values[name] = part.exp() if self.specs[name].log else part
-        return values
+        runs = torch.split(theta, [width for _, width in self._runs], -1)
+        parts = [part.exp() if log else part for part, (log, _) in zip(runs, self._runs, strict=True)]
+        return dict(zip(self.slices, torch.split(torch.cat(parts, -1), self._widths, -1), strict=True))
 
     def negative_log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the sum of all negative log densities, shape ``batch``, of what :meth:`unpack` returned."""
-        terms = [self.specs[name].prior.negative_log_density(x).sum(-1) for name, x in values.items() if x.shape[-1]]
-        return torch.stack(terms).sum(0)
+        x = torch.cat([values[name] for name in self.specs], -1)
+        result = sum_of_terms(x, self._terms.to(x)).sum(-1)
+        for name in self._other_priors:
+            result = result + self.specs[name].prior.negative_log_density(values[name]).sum(-1)
+        return result
 
     def random_start(self, generator: torch.Generator) -> Tensor:
         """Return the start of a restart: the usual one with normal noise, within the bounds; shape (p,)."""

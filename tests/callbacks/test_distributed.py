@@ -176,6 +176,7 @@ def test_many_trials_with_random_stops_and_pauses(
 # ---- metrics -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_metric_that_was_not_reduced_is_averaged_and_warned_of(tune: Callable[..., Tuner]) -> None:
     tuner = tune(SCRIPT, [config("ddp_fork", sync="no", after="")])
     check_trial(tuner, 0, {})

@@ -37,12 +37,9 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _undisturbed() -> Iterator[None]:
     with torch.random.fork_rng():
         yield
-    torch.set_num_threads(threads)
 
 
 def of_rank(folder: Path, case: str, rank: int | str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def run(folder: Path, *arguments: str) -> tuple[list[int], float, float]:
     return [int(counts[1]), int(counts[2]), int(used[1])], float(accuracies[1]), float(accuracies[2])
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path: Path) -> None:
     (_, closed, used), exported, plain = run(tmp_path, "--epochs", "8", "--warm_up_epochs", "0", "--penalty", "0.05")
     assert closed > 30

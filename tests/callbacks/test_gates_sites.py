@@ -69,13 +69,10 @@ class Net(LightningModule):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng():
         yield
-    torch.set_num_threads(threads)
 
 
 def gated(module: LightningModule, targets: dict[str, Any], **options: Any) -> GateTuningCallback:

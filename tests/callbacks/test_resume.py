@@ -78,7 +78,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# One of each kind in the default suite, their combinations with the slow tests.
+COMBINED = {
+    *("one cycle", "accumulation", "hooks that draw", "max_steps", "every other validation", "after validation"),
+    *("global generator", "in the epoch, global generator"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in COMBINED else name for name in CASES]
+)
 def test_a_pause_is_invisible(name: str, make_tuner: Callable[..., Any], fit: Callable[..., Any]) -> None:
     case = dict(CASES[name])
     pauses = case.pop("pauses", [1, 3])

@@ -100,13 +100,10 @@ class Net(LightningModule):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng():
         yield
-    torch.set_num_threads(threads)
 
 
 def callback(**options: Any) -> SelfTuningCallback:
@@ -857,6 +854,8 @@ def test_several_optimizers_are_refused_by_lightning() -> None:
         ({"update": "joint", "response_every": 2}, "response_every"),
         ({"kind": "stn", "response_every": 2}, "response_every"),
         ({"response_every": 0}, "response_every"),
+        ({"rest": -0.1}, "rest must be"),
+        ({"rest": 0.5, "hyper_steps": 0}, "rest has no effect"),
         ({"kind": "stn", "max_norm": 1.0}, "max_norm"),
         ({"train_steps": 0}, "train_steps"),
         ({"hyper_lr": 0.0}, "hyper_lr"),
@@ -966,7 +965,7 @@ def test_arguments_matter(options: dict[str, Any]) -> None:
     assert ends[0] != ends[1]
 
 
-@pytest.mark.parametrize(("part", "expected"), [(None, 50), (0.9, 54), (1.0, 60)])
+@pytest.mark.parametrize(("part", "expected"), [(None, 32), (0.9, 63), (1.0, 70)])
 def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expected: int) -> None:
     sizes: list[int] = []
     firsts: set[float] = set()
@@ -977,9 +976,10 @@ def test_responses_are_updated_on_a_part_of_the_batch(part: float | None, expect
             firsts.add(float(batch[0].flatten()[0]))
             return super().training_step(batch, batch_idx)
 
-    fit(Looks("penalty"), callback(response_part=part), train=loader(0, 60, 60), max_epochs=4)
-    assert sizes == [60, expected] * 4
-    assert (len(firsts) > 1) == (expected < 60), "others each time"
+    examples = TensorDataset(torch.cat([_X, _X])[:70], torch.cat([_Y, _Y])[:70])
+    fit(Looks("penalty"), callback(response_part=part), train=DataLoader(examples, 70), max_epochs=4)
+    assert sizes == [70, expected] * 4
+    assert (len(firsts) > 1) == (expected < 70), "others each time"
 
 
 def test_responses_have_their_turn_in_some_optimiser_steps() -> None:
@@ -1001,6 +1001,35 @@ def test_responses_have_their_turn_in_some_optimiser_steps() -> None:
         accumulate_grad_batches=2,
     )
     assert linear == [0, 1, 6, 7]
+
+
+def test_hyperparameters_rest_at_the_end_of_a_run() -> None:
+    linear: list[int] = []
+
+    class Looks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            current = self.selftuning.hyperparameters.current
+            if current is not None and current.linearised:
+                linear.append(self.trainer.current_epoch)
+            return super().training_step(batch, batch_idx)
+
+    def hyper_steps(**options: Any) -> int:
+        linear.clear()
+        tuning = callback(train_steps=1, warm_up_epochs=2, **options)
+        fit(Looks("penalty"), tuning, train=loader(0, 8), max_epochs=10)  # two steps an epoch
+        return tuning.hyper_steps
+
+    # Of the eight epochs after the warm-up the last two.
+    assert hyper_steps(rest=0.25) == 12
+    assert linear == [epoch for epoch in range(8) for _ in range(2)]
+    assert hyper_steps(rest=0.0) == hyper_steps() == 16
+    assert linear == [epoch for epoch in range(10) for _ in range(2)]
+    assert hyper_steps(rest=0.25, update="joint") == 12
+
+
+def test_rest_needs_the_length_of_the_run() -> None:
+    with pytest.raises(ValueError, match="rest needs a run whose length is known"):
+        fit(Net("penalty"), callback(rest=0.5), max_epochs=-1, max_time={"seconds": 5})
 
 
 def test_groups_share_a_perturbation() -> None:

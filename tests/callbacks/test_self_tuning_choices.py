@@ -91,13 +91,10 @@ def fit(model: LightningModule, *callbacks: Callback, seed: int = 0, **options: 
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.timeout(60)
@@ -210,6 +207,7 @@ def test_a_resumed_training_goes_on_exactly(tmp_path: Path) -> None:
     assert tuning.hyperparameters.numbers() == again.hyperparameters.numbers()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_ranks_have_the_same_probabilities(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -16,8 +16,6 @@ from sthyper.selftuning.schedule import Schedule
 from sthyper.selftuning.trainer import SelfTuner, SelfTunerOptions
 from sthyper.selftuning.transform import self_tune
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make_hyperparameters(**start: float) -> Hyperparameters:
     space = {"rate": uniform(0.0, 0.9), "decay": loguniform(1e-6, 1e-2), "holes": randint(0, 4)}

@@ -55,9 +55,6 @@ def digits(seed: int) -> tuple[Shuffled, Shuffled]:
     return Shuffled(x[:N_TRAIN], y[:N_TRAIN], seed), Shuffled(x[N_TRAIN:], y[N_TRAIN:], seed + 1)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 # ---- one rate from five starts -------------------------------------------------------------------------------
 
 # The weight optimiser belongs to the task, for the grid and for the self-tuning runs alike: SGD, momentum .9.

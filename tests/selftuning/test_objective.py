@@ -23,8 +23,6 @@ from sthyper.selftuning.schedule import Schedule
 from sthyper.selftuning.trainer import SelfTuner, SelfTunerOptions
 from sthyper.selftuning.transform import self_tune
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make_network() -> nn.Sequential:
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_cadence_and_warm_up() -> None:
         assert run.hyper_steps == hyper_steps
 
 
-@pytest.mark.parametrize(("part", "expected"), [(0.25, 50), (0.9, 72), (1.0, 80)])
+@pytest.mark.parametrize(("part", "expected"), [(0.25, 32), (0.9, 72), (1.0, 80)])
 def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
     seen: list[Tensor] = []
 
@@ -161,6 +162,46 @@ def test_responses_are_updated_in_some_of_the_steps(options: dict[str, int], tur
     assert not any(same(general[i], general[i + 1]) for i in steps)
 
 
+@pytest.mark.parametrize("update", ["linearised", "joint"])
+def test_hyperparameters_rest_at_the_end_of_a_run(update: Any) -> None:
+    ends: list[tuple[list[Tensor], list[Tensor], dict[str, Any]]] = []
+
+    def after(event: str, run: SelfTuner) -> None:
+        if event == "epoch":
+            parameters = (general_parameters(run.model), response_parameters(run.model))
+            general, responses = ([p.detach().clone() for p in each] for each in parameters)
+            ends.append((general, responses, run.hyperparameters.values()))
+
+    options = {"update": update, "rest": 0.25, "warm_up_epochs": 2, "restore_best": False}
+    run = tuner(options=options, callback=after)
+    result = run.fit(10)
+    # Of the eight epochs after the warm-up the last two: 5 steps an epoch, 2 to a hyper step.
+    assert [r.hyper_steps for r in result.history[1:]] == [0, 0, 2, 5, 7, 10, 12, 15, 15, 15]
+    assert [a[2] == b[2] for a, b in pairwise(ends[2:])] == [False] * 5 + [True, True]
+    assert not same(ends[-1][0], ends[-2][0])
+    # What is trained in one pass with the weights goes on.
+    assert same(ends[-1][1], ends[-3][1]) == (update == "linearised")
+    assert not same(ends[-3][1], ends[-4][1])
+    # A longer run tunes on.
+    run.fit(20)
+    assert [r.hyper_steps for r in run.history[11:14]] == [22, 25, 27]
+
+
+def test_by_default_they_rest_in_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hyper_steps(kind: Any = "delta", **options: Any) -> list[int]:
+        return [r.hyper_steps for r in tuner(kind, options=options).fit(11).history[6:]]
+
+    to_the_end = [12, 15, 17, 20, 22, 25]
+    assert hyper_steps() == to_the_end
+    # Of the ten epochs after the warm-up the last five, if step 30 is over.
+    monkeypatch.setattr("sthyper.selftuning._trainer_options._LEAST_TUNED", 30)
+    assert hyper_steps() == hyper_steps("stn") == [12] * 6
+    assert hyper_steps(rest=0.0) == to_the_end
+    monkeypatch.setattr("sthyper.selftuning._trainer_options._LEAST_TUNED", 40)
+    assert hyper_steps() == [12, 15, 17, 17, 17, 17]
+    assert hyper_steps(rest=0.5) == [12] * 6
+
+
 @pytest.mark.parametrize("name", ["response_lr", "response_part", "response_every", "response_warm_up"])
 def test_options_of_responses_that_have_no_effect(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has no effect"):
@@ -184,7 +225,9 @@ def test_a_part_of_a_batch() -> None:
     starts = [int(part_of_batch(y, 0, n, 0.5, turn)[0][0]) for turn in range(n)]
     assert (min(starts), max(starts)) == (0, 80)
     assert part_of_batch(x.T, 1, n, 0.5, 0)[0].shape == (2, 80)
-    assert part_of_batch(y, 0, n, 0.01, 0)[1] == 50
+    assert part_of_batch(y, 0, n, 0.01, 0)[1] == 32
+    assert part_of_batch(y[:64], 0, 64, 0.5, 0)[1] == 64, "small batches are taken whole"
+    assert part_of_batch(y[:65], 0, 65, 0.5, 0)[1] == 32
     # Of what has its examples elsewhere, or is no tensor, nothing can be cut off.
     for batch in ((x, y[:30]), (x.T, y), (x, ["a"] * n), (x, torch.tensor(1.0))):
         assert part_of_batch(batch, 0, n, 0.5, 1) == (batch, n)
@@ -376,6 +419,9 @@ def worse_and_worse() -> Any:
         ({"weight_lr": 0.0}, ValueError, "weight_lr must be a positive number"),
         ({"hyper_lr": math.inf}, ValueError, "hyper_lr must be a positive number"),
         ({"hyper_lr_end": 1.5}, ValueError, "hyper_lr_end"),
+        ({"rest": 1.0}, ValueError, "rest must be at least 0 and below 1"),
+        ({"rest": 0.5, "tune": False}, ValueError, "rest has no effect without hyper steps"),
+        ({"rest": 0.5, "hyper_steps": 0}, ValueError, "rest has no effect without hyper steps"),
         ({"bound": -1.0}, ValueError, "bound must be a positive number"),
         ({"momentum": 1.0}, ValueError, "momentum must be from 0 to below 1"),
         ({"entropy_weight": 0.1}, ValueError, "entropy_weight has no effect without tune_scales"),
@@ -710,6 +756,60 @@ def test_a_state_of_something_else() -> None:
         tuner(options={"tune_scales": True}).load_state_dict(state)
     with pytest.raises(ValueError, match="0 learning rate schedulers, there are 1"):
         tuner(lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1)).load_state_dict(state)
+
+
+def test_warm_up_and_learning_rates_follow_a_progress_of_any_kind() -> None:
+    given = {"options": {"warm_up_epochs": None, "hyper_lr_end": 0.1, "restore_best": False}}
+    by_epochs = tuner(**copy.deepcopy(given)).fit(20)
+    run = tuner(**copy.deepcopy(given))
+    result = run.fit(progress=lambda: run.step / 100)  # five steps an epoch
+    assert (result.stopped_by, run.epoch, by_epochs.stopped_by) == ("progress", 20, "epochs")
+    assert [r.hyper_steps for r in result.history] == [r.hyper_steps for r in by_epochs.history]
+    assert result.history[2].hyper_steps == 0 < result.history[3].hyper_steps
+    ours, theirs = ([r.values["rate"] for r in each.history] for each in (result, by_epochs))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert run.optimizers.hyper is not None
+    # In the last of 18 tuned epochs 17 of them were done.
+    assert run.optimizers.hyper.param_groups[0]["lr"] == pytest.approx(run.options.hyper_lr * (1 - 0.9 * 17 / 18))
+
+
+@pytest.mark.parametrize("step", [13, 15, 33])
+def test_a_run_by_progress_is_resumed_in_the_middle_of_an_epoch(step: int) -> None:
+    states: list[Any] = []
+
+    def save(event: str, run: SelfTuner) -> None:
+        if event == "train_step" and run.step == step and not states:
+            states.append(copy.deepcopy(run.state_dict()))
+
+    def by_steps(callback: Any = None) -> SelfTuner:
+        return tuner(options={"warm_up_epochs": None, "rest": 0.4, "restore_best": False}, callback=callback)
+
+    whole, resumed = by_steps(save), by_steps()
+    whole.fit(progress=lambda: whole.step / 60)
+    assert (whole.epoch, whole.hyper_steps) == (12, 15), "tuned from step 10 to 40"
+    resumed.load_state_dict(states[0])
+    resumed.fit(progress=lambda: resumed.step / 60)
+    assert same(weights(whole), weights(resumed))
+    assert [r.values for r in whole.history] == [r.values for r in resumed.history]
+    assert [r.hyper_steps for r in whole.history] == [r.hyper_steps for r in resumed.history]
+
+
+def test_a_progress_that_jumps_still_tunes_after_one_epoch_and_epochs_are_a_limit() -> None:
+    parts = iter([0.0, 0.0, 0.6, 0.6, 0.6, 0.9, 0.9])
+    run = tuner(options={"warm_up_epochs": None})
+    result = run.fit(progress=lambda: next(parts, 1.0))
+    assert result.stopped_by == "progress"
+    assert run.hyper_steps > 0
+    run = tuner(options={"rest": 0.45})
+    run.fit(progress=lambda: run.step / 55)
+    assert [r.hyper_steps for r in run.history[6:]] == [12, 15, 15, 15, 15, 15]
+    run = tuner()
+    assert run.fit(3, progress=lambda: 0.0).stopped_by == "epochs"
+    assert run.epoch == 3
+    with pytest.raises(ValueError, match="progress must return"):
+        tuner().fit(progress=lambda: math.nan)
+    with pytest.raises(ValueError, match="epochs or progress"):
+        tuner().fit()
 
 
 def test_fit_goes_on_where_it_ended() -> None:

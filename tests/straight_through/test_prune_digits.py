@@ -6,7 +6,6 @@ import importlib.util
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,14 +16,6 @@ from torch import nn
 from sthyper.selftuning.datasets import load_digit_images
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prune_digits.py"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(name="example", scope="module")

@@ -321,6 +321,7 @@ PARTS = {
     "searchers.multifidelity.BracketDistribution": "baselines.ASHA",
     "selftuning._batches.BatchStream": "selftuning.trainer.SelfTuner",
     "selftuning._hyper_step.Notices": "selftuning.trainer.SelfTuner",
+    "selftuning._trainer_pace.Pace": "selftuning.trainer.SelfTuner",
     "selftuning._trainer_parts.Best": "selftuning.trainer.SelfTuner",
     "selftuning._trainer_parts.Optimizers": "selftuning.trainer.SelfTuner",
     "selftuning._trainer_parts.Schedulers": "selftuning.trainer.SelfTuner",

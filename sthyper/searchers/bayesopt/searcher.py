@@ -282,6 +282,7 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
 
         points, values, active, feasible = [], [], [], []
         height = math.inf if level is None else level
+        self._encode_new()
         for trial_id, trial, value in self._observations.at_level(level):
             point = self._point(trial_id, trial.config)
             if point is not None:
@@ -330,6 +331,17 @@ class BayesianOptimizationSearcher(KnowledgeOfTrials):
     def _is_active(self, config: dict[str, Any]) -> bool:
         """Whether results of a configuration can be compared with those of this experiment."""
         return self._task is None or self._task.is_active(config)
+
+    def _encode_new(self) -> None:
+        """Encode what is not known yet at once: after loading a state that is everything."""
+        observations = self._observations
+        configs = {trial_id: trial.config for trial_id, trial in observations.trials.items()} | observations.pending
+        new = [trial_id for trial_id in configs if trial_id not in self._points]
+        try:
+            points = self.suggester.space.points([configs[trial_id] for trial_id in new])
+        except ConfigSpaceError:
+            return  # one by one, so that it is seen which of them are none
+        self._points.update(zip(new, points.unbind(), strict=True))
 
     def _point(self, trial_id: int, config: dict[str, Any]) -> Tensor | None:
         if trial_id not in self._points:
