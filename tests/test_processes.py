@@ -39,8 +39,6 @@ TRAIN = """
     os.makedirs(args.st_checkpoint_dir, exist_ok=True)
     path = os.path.join(args.st_checkpoint_dir, "epoch.json")
     done = json.load(open(path)) if os.path.exists(path) else 0
-    # A run that was killed between its checkpoint and the record of its report goes back to what was recorded.
-    done = min(done, int(os.environ.get("STHYPER_LAST_RESOURCE", 0)))
     for epoch in range(done + 1, args.epochs + 1):
         time.sleep(SLEEP)
         open(os.path.join(report.trial_dir, "trained"), "a").write(f"{epoch}\\n")
@@ -49,6 +47,11 @@ TRAIN = """
         report(epoch=epoch, loss=args.x + 1 / epoch)
     print("the end of", report.trial_id, args.epochs)
 """
+
+# Goes back to what was recorded, also when it was killed between its checkpoint and the record of its report.
+CAREFUL_TRAIN = TRAIN.replace(
+    "    for epoch in", "    done = min(done, int(os.environ.get('STHYPER_LAST_RESOURCE', 0)))\n    for epoch in"
+)
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def first_running_pid(trial_id: int, after_reports: int) -> Callable[[list[dict[
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(write: Callable[..., Path]) -> None:
-    tuner = make_tuner(write(TRAIN, sleep=0.1), random_search(epochs=8), n_workers=1, n_trials=1)
+    tuner = make_tuner(write(CAREFUL_TRAIN, sleep=0.1), random_search(epochs=8), n_workers=1, n_trials=1)
     watch = Watch(tuner, first_running_pid(0, 3), lambda pid: os.kill(pid, signal.SIGKILL))
     experiment = tuner.run()
     assert watch.done
@@ -229,7 +232,7 @@ def supervisors(tuner: psutil.Process | None = None) -> dict[str, int]:
 
 @pytest.mark.parametrize("who", ["_server", "_guardian"])
 def test_the_experiment_goes_on_when_a_supervisor_dies(write: Callable[..., Path], who: str) -> None:
-    tuner = make_tuner(write(TRAIN, sleep=0.1), random_search(epochs=8), n_trials=2)
+    tuner = make_tuner(write(CAREFUL_TRAIN, sleep=0.1), random_search(epochs=8), n_trials=2)
     watch = Watch(tuner, first_running_pid(0, 3), lambda _: os.kill(supervisors()[who], signal.SIGKILL))
     experiment = tuner.run()
     assert watch.done
