@@ -1,7 +1,7 @@
 """One self-tuning run against searches and fixed values at the same cost: CIFAR-10, small CNN, 12 hyperparameters.
 
 Each method and seed gets the same process CPU time on one thread (the limit is checked after each epoch), the same
-optimiser of the weights, and the model of the epoch with the lowest validation loss. Warm-up, learning rates and rest
+optimiser of the weights, and the model of the epoch with the lowest validation loss. Warm-up and learning rates
 of self-tuning follow the time. Methods:
 
   self-tuning             the library's defaults; options behind a colon, self-tuning:update=joint,groups=8

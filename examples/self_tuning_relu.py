@@ -78,7 +78,6 @@ def main() -> None:
                 tune_scales=tune and args.tune_scales,
                 entropy_weight=1e-3 if tune and args.tune_scales else 0.0,
                 max_norm=1.0,
-                rest=0.0,  # the trajectories are what is to be seen
             ),
         )
         tuner.fit(args.epochs)

@@ -17,6 +17,7 @@ from sthyper.callbacks.lightning._self_tuning_checks import NAME
 from sthyper.callbacks.lightning._validation_data import ValidationStream, mixed, to_device
 from sthyper.callbacks.lightning._validation_loss import ValidationLoss, loss_of
 from sthyper.selftuning._batches import part_of_batch
+from sthyper.selftuning._trainer_pace import parts_of_warm_up
 from sthyper.selftuning._trainer_parts import hyper_adam, response_adam
 from sthyper.selftuning.perturbation import Perturbation
 from sthyper.selftuning.steps import (
@@ -34,7 +35,6 @@ from sthyper.selftuning.transform import SelfTuning, frozen_statistics
 __all__ = ["Counts", "Updates"]
 
 _PERTURBATION, _PASS, _VALIDATION, _HYPER, _SAMPLE = range(5)  # what a seed is for
-_TENTH = 10
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Counts:
         batches: Batches that were trained on.
         steps: Steps of the optimiser of the user.
         hyper_steps: Hyper steps.
+        responds_from: Step after which responses are updated.
         tuned_from: Step after which hyper steps begin; ``None`` while that is not known.
         planned: Steps of the whole run; 0 if unknown, ``None`` before it was planned.
     """
@@ -52,6 +53,7 @@ class Counts:
     batches: int = 0
     steps: int = 0
     hyper_steps: int = 0
+    responds_from: int = 0
     tuned_from: int | None = None
     planned: int | None = None
 
@@ -88,7 +90,6 @@ class Updates:
 
     def __post_init__(self) -> None:
         h, options = self.part.hyperparameters, self.options
-        self._rest = options.part_at_rest(bool(h.continuous))
         self.validation_loss = ValidationLoss(self.trainer, self.module, self.val_loss, NAME, "hyper steps")
         if self.separate:
             self.responses = [p for p in self.part.responses.parameters() if p.requires_grad]
@@ -110,7 +111,8 @@ class Updates:
         if getattr(self.trainer, "fast_dev_run", False) or self.options.warm_up_epochs == 0:
             self.counts.tuned_from = 0
         elif self.options.warm_up_epochs is None and self.counts.planned:
-            self.counts.tuned_from = self.counts.planned // _TENTH
+            first, second = (int(part * self.counts.planned) for part in parts_of_warm_up(self.counts.planned))
+            self.counts.responds_from, self.counts.tuned_from = first, second
 
     def _scale_lr(self) -> float:
         return self.options.hyper_lr if self.options.scale_lr is None else self.options.scale_lr
@@ -132,9 +134,13 @@ class Updates:
 
     def _rests(self, steps: int) -> bool:
         """Whether the hyperparameters rest after so many steps."""
-        if not self._rest or self.counts.tuned_from is None or steps < self.options.least_tuned:
-            return False
-        return self._done(steps) >= 1.0 - self._rest
+        rest = self.options.rest
+        return rest > 0 and self.counts.tuned_from is not None and self._done(steps) >= 1.0 - rest
+
+    def _responds(self, steps: int) -> bool:
+        """Whether it is the turn of the responses after so many steps."""
+        first = self.counts.responds_from
+        return steps >= first and not self._rests(steps) and self.options.responds(steps - first)
 
     def epoch_starts(self) -> None:
         """See whether the warm-up is over, if it is counted in epochs."""
@@ -198,7 +204,7 @@ class Updates:
             linear: Whether predictions are linearised.
             stepped: Whether the optimiser of the user has made a step.
         """
-        if self._rests(self.counts.steps) or not self.options.responds(self.counts.steps):
+        if not self._responds(self.counts.steps):
             return
         part = self.options.part_of_responses
         batch, size = part_of_batch(batch, self.axis, size, part, self.counts.batches)

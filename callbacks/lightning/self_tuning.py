@@ -96,18 +96,19 @@ class SelfTuningCallback(SelfTuningState):
         tune: ``False`` trains the plain network with hyperparameters that stay.
         train_steps: Optimiser steps between hyper steps.
         hyper_steps: Hyper steps that follow them; 0 trains under perturbation only.
-        warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run.
+        warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run; in long ones, where at least
+            1600 optimiser steps follow then, a quarter, in whose first half there are no additional calls of
+            ``training_step``.
         rest: Part of the run, after the warm-up, at whose end the hyperparameters rest: there are neither hyper steps
             nor additional calls of ``training_step``; where one pass trains weights and responses it goes on as it is.
-            Default is .5 where the length of the run is known, but not
-            before 2000 optimiser steps; 0 tunes to the end, for runs that begin to overfit late.
+            0 tunes to the end.
         response_lr: Learning rate of the responses (Adam). Default is .003.
         response_part: Part of the examples of a batch (at least 32 of them, of up to 64 all) that the additional call
             of ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have
             their examples on one axis are taken whole.
         response_every: After ``response_warm_up``, the additional call is made in one of so many optimiser steps (on
-            all their batches). Default is 2.
-        response_warm_up: Optimiser steps at the beginning in which it is made each time. Default is 1000.
+            all their batches). Default is 4.
+        response_warm_up: Optimiser steps in which it is made each time when it begins. Default is 500.
         hyper_lr: Learning rate of the hyperparameters (Adam with the coefficients .9 and .99), at the beginning.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the run, to which they fall.
         tune_scales: Whether scales are tuned too.
@@ -146,7 +147,7 @@ class SelfTuningCallback(SelfTuningState):
         train_steps: int = _DEFAULTS.train_steps,
         hyper_steps: int = _DEFAULTS.hyper_steps,
         warm_up_epochs: int | None = None,
-        rest: float | None = None,
+        rest: float = 0.0,
         response_lr: float | None = None,
         response_part: float | None = None,
         response_every: int | None = None,

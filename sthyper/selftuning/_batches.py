@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "BatchStream",
     "check_loader",
     "first_size",
+    "number_of_batches",
     "pair",
     "part_of_batch",
     "preserved_random_state",
@@ -133,6 +134,14 @@ def check_loader(loader: Any, name: str, whole_batch: bool) -> None:
         )
     if not n_batches:
         raise ValueError(f"{name} gives no batches")
+
+
+def number_of_batches(loader: Iterable[Any]) -> int | None:
+    """Return how many batches a loader gives, ``None`` if it does not know."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except (TypeError, NotImplementedError):  # a DataLoader of an IterableDataset
+        return None
 
 
 def pair(batch: Any, name: str) -> tuple[Any, Any]:

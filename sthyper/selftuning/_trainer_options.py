@@ -12,10 +12,8 @@ __all__ = ["EpochRecord", "NonmonotonicDecay", "SelfTunerOptions", "SelfTuningRe
 
 _RESPONSE_LR = 0.003
 _RESPONSE_PART = 0.25
-_RESPONSE_EVERY = 2
-_RESPONSE_WARM_UP = 1000
-_REST = 0.5
-_LEAST_TUNED = 2000
+_RESPONSE_EVERY = 4
+_RESPONSE_WARM_UP = 500
 
 StoppedBy = Literal["epochs", "progress", "patience", "learning rate", "report", "interrupt", "divergence"]
 
@@ -59,7 +57,10 @@ class SelfTunerOptions:
         train_steps: Training steps of one cycle.
         hyper_steps: Hyper steps that follow them. 0 trains under perturbation without tuning, as a control.
         warm_up_epochs: Epochs without hyper steps at the beginning; they count. Default is a tenth of the epochs of the
-            first ``fit`` or of its ``progress``, at least one.
+            first ``fit`` or of its ``progress``, at least one epoch; in long runs, where at least 1600 training steps
+            follow then, a quarter: early in training all regularisation hurts, and what is tuned then is wrong at the
+            end. In the first half of that quarter responses that are updated apart are left alone, so that training
+            costs what it costs for the plain network.
         weight_lr: Learning rate of the default optimiser of the weights, SGD.
         momentum: Its momentum.
         response_lr: Learning rate of the default optimiser of the responses, Adam. Default is .003.
@@ -74,18 +75,16 @@ class SelfTunerOptions:
         scale_bounds: Smallest and largest tuned scale; ``None`` for none.
         rest: Part of a run, after the warm-up, at whose end the hyperparameters rest: there are neither hyper steps nor
             response updates apart, so that training goes on at the cost of the plain network (where one pass trains
-            weights and responses, it goes on as it is, without hyper steps). Default is .5, but not before 2000
-            training steps, which responses and hyperparameters may need to get anywhere; 0 tunes to the end, for runs
-            that begin to overfit late. For gates and choices alone it is 0. Without effect on epochs that are not those
-            of a ``fit``.
+            weights and responses, it goes on as it is, without hyper steps). 0 tunes to the end. Without effect on
+            epochs that are not those of a ``fit``.
         response_part: Part of the examples of a batch (at least 32 of them, of up to 64 all) on which the responses are
             updated by ``"linearised"`` and ``"nonlinear"``, others each time. Their gradient is for a few
             hyperparameters, and a quarter of the examples gives as good ones at a quarter of the cost; that is the
             default. Batches whose tensors do not all have their examples on one axis are taken whole.
         response_every: After ``response_warm_up``, the responses are updated in one of so many training steps by
-            ``"linearised"`` and ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 2.
-        response_warm_up: Training steps at the beginning in which the responses are updated each time: they must be
-            learned before they can be followed. Default is 1000.
+            ``"linearised"`` and ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 4.
+        response_warm_up: Training steps in which the responses are updated each time when they begin: they must be
+            learned before they can be followed. Default is 500.
         groups: In how many groups a batch is cut where perturbed examples have weights of their own. Default is what
             ``self_tune`` chose. The linearised update has a perturbation for each example.
         max_norm: Gradients of each optimiser of weights and responses are scaled down to this norm.
@@ -99,7 +98,7 @@ class SelfTunerOptions:
 
     tune: bool = True
     update: Update | None = None
-    train_steps: int = 3
+    train_steps: int = 4
     hyper_steps: int = 1
     warm_up_epochs: int | None = None
     weight_lr: float = 0.01
@@ -112,7 +111,7 @@ class SelfTunerOptions:
     entropy_weight: float = 0.0
     bound: float | None = 4.0
     scale_bounds: tuple[float, float] | None = (0.1, 2.0)
-    rest: float | None = None
+    rest: float = 0.0
     response_part: float | None = None
     response_every: int | None = None
     response_warm_up: int | None = None
@@ -136,11 +135,10 @@ class SelfTunerOptions:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if not 0 < self.hyper_lr_end <= 1:
             raise ValueError(f"hyper_lr_end must be larger than 0 and at most 1, got {self.hyper_lr_end!r}")
-        if self.rest is not None:
-            if not 0 <= self.rest < 1:
-                raise ValueError(f"rest must be at least 0 and below 1, got {self.rest!r}")
-            if self.rest and not (self.tune and self.hyper_steps):
-                raise ValueError("rest has no effect without hyper steps")
+        if not 0 <= self.rest < 1:
+            raise ValueError(f"rest must be at least 0 and below 1, got {self.rest!r}")
+        if self.rest and not (self.tune and self.hyper_steps):
+            raise ValueError("rest has no effect without hyper steps")
         if self.response_part is not None and not 0 < self.response_part <= 1:
             raise ValueError(f"response_part must be larger than 0 and at most 1, got {self.response_part!r}")
         if self.update == "joint":
@@ -164,31 +162,16 @@ class SelfTunerOptions:
         """Learning rate of the default optimiser of the responses."""
         return _RESPONSE_LR if self.response_lr is None else self.response_lr
 
-    def part_at_rest(self, continuous: bool) -> float:
-        """Return the part of a run after the warm-up in which hyperparameters rest.
-
-        Args:
-            continuous: Whether there are continuous hyperparameters.
-        """
-        if not (self.tune and self.hyper_steps):
-            return 0.0
-        return (_REST if continuous else 0.0) if self.rest is None else self.rest
-
-    @property
-    def least_tuned(self) -> int:
-        """Training steps before which hyperparameters do not rest."""
-        return _LEAST_TUNED if self.rest is None else 0
-
     @property
     def part_of_responses(self) -> float:
         """Part of the examples of a batch on which the responses are updated apart."""
         return _RESPONSE_PART if self.response_part is None else self.response_part
 
     def responds(self, step: int) -> bool:
-        """Return whether a training step is one of those that update the responses, where these are updated apart.
+        """Return whether the responses are updated in a training step, where they are updated apart.
 
         Args:
-            step: Its number, from 0.
+            step: Its number, from 0 at the first one in which they are.
         """
         warm_up = _RESPONSE_WARM_UP if self.response_warm_up is None else self.response_warm_up
         return step < warm_up or (step - warm_up) % (self.response_every or _RESPONSE_EVERY) == 0

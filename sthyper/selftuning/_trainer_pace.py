@@ -9,11 +9,28 @@ from typing import Any
 
 from sthyper.selftuning._trainer_options import SelfTunerOptions
 
-__all__ = ["Pace", "Progress"]
+__all__ = ["Pace", "Progress", "parts_of_warm_up"]
 
 Progress = Callable[[], float]
 
-_TENTH = 10
+_WARM_UP = 0.25
+_SHORT_WARM_UP = 0.1
+_LEAST_TUNED = 1600
+
+
+def parts_of_warm_up(steps: float) -> tuple[float, float]:
+    """Return at which parts of a run responses that are updated apart begin to be so, and hyper steps, by default.
+
+    Early in training all regularisation hurts, and what is tuned then is wrong at the end: long runs wait for a quarter
+    of their length. But hyperparameters need some 1500 training steps to get where they are going; if less would
+    follow, it is a tenth.
+
+    Args:
+        steps: Training steps of the whole run.
+    """
+    if (1.0 - _WARM_UP) * steps >= _LEAST_TUNED:
+        return _WARM_UP / 2, _WARM_UP
+    return 0.0, _SHORT_WARM_UP
 
 
 @dataclass
@@ -23,7 +40,8 @@ class _Plan:
     Args:
         epochs: Epochs of the first ``fit``.
         warm_up: Epochs without hyper steps.
-        tuned_from: Training step at which they were over; ``None`` until then.
+        responds_from: Training step from which on the responses are updated; ``None`` until then.
+        tuned_from: Training step at which the warm-up was over; ``None`` until then.
         part: Progress when this epoch began.
         warm_part: Progress when the warm-up was over.
         resting: Whether hyperparameters rest in this epoch.
@@ -31,6 +49,7 @@ class _Plan:
 
     epochs: int | None
     warm_up: int
+    responds_from: int | None = None
     tuned_from: int | None = None
     part: float = 0.0
     warm_part: float = 0.0
@@ -42,15 +61,15 @@ class Pace:
 
     Args:
         options: How the run is trained.
-        continuous: Whether there are continuous hyperparameters.
     """
 
-    def __init__(self, options: SelfTunerOptions, continuous: bool) -> None:
+    def __init__(self, options: SelfTunerOptions) -> None:
         self.options = options
-        self._rest = options.part_at_rest(continuous)
+        self._rest = options.rest
         self._plan = _Plan(None, 1 if options.warm_up_epochs is None else options.warm_up_epochs)
         self._progress: Progress | None = None
         self._length: int | None = None
+        self._steps_of_epoch: float | None = None
 
     @property
     def tuned_from(self) -> int | None:
@@ -62,27 +81,35 @@ class Pace:
         """Whether hyperparameters rest in this epoch."""
         return self._plan.resting
 
-    def begin_fit(self, epochs: int | None, progress: Progress | None) -> None:
+    def responds(self, step: int) -> bool:
+        """Return whether a training step is one of those that update the responses, where these are updated apart.
+
+        Args:
+            step: Its number, from 0.
+        """
+        first = self._plan.responds_from
+        return first is not None and not self.resting and self.options.responds(step - first)
+
+    def begin_fit(self, epochs: int | None, progress: Progress | None, steps: int | None) -> None:
         """Note the length of a run; what depends on a number of epochs is chosen once.
 
         Args:
             epochs: Number of epochs in total.
             progress: Returns what part of the run is over.
+            steps: Training steps of an epoch, if that is known.
         """
-        self._length, self._progress = epochs, progress
+        self._length, self._progress, self._steps_of_epoch = epochs, progress, steps
         plan = self._plan
         if epochs is None or progress is not None or plan.epochs is not None:
             return
         plan.epochs = epochs
-        if self.options.warm_up_epochs is None:
-            plan.warm_up = max(1, round(epochs / _TENTH))
 
     def is_over(self) -> bool:
         """Whether the progress is complete."""
         return self._ask() >= 1.0
 
     def begin_epoch(self, epoch: int, step: int) -> None:
-        """See whether the warm-up is over, and whether hyperparameters rest.
+        """See whether responses are to be learned, whether the warm-up is over, and whether hyperparameters rest.
 
         Args:
             epoch: Number of finished epochs.
@@ -90,14 +117,23 @@ class Pace:
         """
         plan = self._plan
         plan.part = self._ask()
-        warm = epoch >= plan.warm_up
-        if self._progress is not None and self.options.warm_up_epochs is None:
-            warm = epoch >= 1 and plan.part * _TENTH >= 1.0
+        learn, warm = True, epoch >= plan.warm_up
+        if self.options.warm_up_epochs is None and plan.tuned_from is None:
+            if self._progress is not None:
+                first, second = parts_of_warm_up(step / plan.part if plan.part else math.inf)
+                # Responses have one epoch at least before they are followed.
+                learn, warm = plan.part >= first, plan.responds_from is not None and plan.part >= second
+            elif plan.epochs is not None:
+                each = step / epoch if epoch else self._steps_of_epoch or 0
+                first, second = parts_of_warm_up(each * plan.epochs)
+                plan.warm_up = max(1, round(second * plan.epochs))
+                learn, warm = epoch >= int(first * plan.epochs), epoch >= plan.warm_up
+        if plan.responds_from is None and learn:
+            plan.responds_from = step
         if plan.tuned_from is None and warm:
             plan.tuned_from, plan.warm_part = step, plan.part
         done = self._tuned_part(epoch, self._length or plan.epochs)
-        late = done is not None and done >= 1.0 - self._rest
-        plan.resting = self._rest > 0 and late and step >= self.options.least_tuned
+        plan.resting = self._rest > 0 and done is not None and done >= 1.0 - self._rest
 
     def tuned_part(self, epoch: int) -> float | None:
         """Return what part, at most 1, of what follows the warm-up is over; ``None`` if the length is not known.

@@ -121,7 +121,7 @@ class TrainerSteps(ABC):
             result = stn_step(closure, h, both, size, self._groups, max_norm=options.max_norm)
         else:
             update = options.update or "linearised"
-            if update != "joint" and (self._pace.resting or not options.responds(self.step)):
+            if update != "joint" and not self._pace.responds(self.step):
                 result = centre_step(closure, h, weights, size, max_norm=options.max_norm)
             else:
                 respond: Closure | None = None

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sthyper.selftuning._batches import (
     BatchStream,
     check_loader,
+    number_of_batches,
     pair,
     random_state,
     set_random_state,
@@ -198,7 +199,7 @@ class SelfTuner(TrainerSteps):
         self.best = Best()
         self.history: list[EpochRecord] = []
         self.epoch = self.step = self.hyper_steps = 0
-        self._pace = Pace(self.options, bool(hyperparameters.continuous))
+        self._pace = Pace(self.options)
         self._losses: list[tuple[Tensor, int]] = []
         self._decision = _GO_ON
 
@@ -232,7 +233,7 @@ class SelfTuner(TrainerSteps):
             raise ValueError("how long to train? Give epochs or progress")
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
-        self._pace.begin_fit(epochs, progress)
+        self._pace.begin_fit(epochs, progress, number_of_batches(self._train.loader))
         stopped: StoppedBy = "epochs"
         try:
             self._before_training()

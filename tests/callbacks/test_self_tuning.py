@@ -252,7 +252,10 @@ class Watch(Callback):
     ("options", "training"),
     [
         ({}, [("centred", True), ("linearised", True)]),
-        ({"response_warm_up": 0}, [("centred", True), ("linearised", True), ("centred", True)]),
+        (
+            {"response_warm_up": 0, "response_every": 2},
+            [("centred", True), ("linearised", True), ("centred", True)],
+        ),
         ({"update": "joint"}, [("perturbed", True)]),
         ({"kind": "stn"}, [("perturbed", True)]),
         ({"tune": False}, [(None, True)]),
@@ -1025,6 +1028,27 @@ def test_hyperparameters_rest_at_the_end_of_a_run() -> None:
     assert hyper_steps(rest=0.0) == hyper_steps() == 16
     assert linear == [epoch for epoch in range(10) for _ in range(2)]
     assert hyper_steps(rest=0.25, update="joint") == 12
+
+
+@pytest.mark.parametrize(("least", "responds_from", "tuned_from"), [(16, 0, 2), (15, 2, 5)])
+def test_the_warm_up_of_long_runs_is_longer(
+    least: int, responds_from: int, tuned_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear: list[int] = []
+
+    class Looks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            current = self.selftuning.hyperparameters.current
+            if current is not None and current.linearised:
+                linear.append(tuning.steps)
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr("sthyper.selftuning._trainer_pace._LEAST_TUNED", least)
+    tuning = callback(train_steps=1, warm_up_epochs=None)
+    fit(Looks("penalty"), tuning, train=loader(0, 8), max_epochs=10)  # two steps an epoch
+    assert tuning.steps == 20
+    assert linear == list(range(responds_from, 20))
+    assert tuning.hyper_steps == 20 - tuned_from
 
 
 def test_rest_needs_the_length_of_the_run() -> None:

@@ -138,8 +138,8 @@ def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
     ("options", "turns"),
     [
         ({}, {0, 1, 2, 3, 4}),
-        ({"response_warm_up": 0}, {0, 2, 4}),
-        ({"response_warm_up": 1}, {0, 1, 3}),
+        ({"response_warm_up": 0}, {0, 4}),
+        ({"response_warm_up": 1, "response_every": 2}, {0, 1, 3}),
         ({"response_warm_up": 0, "response_every": 1}, {0, 1, 2, 3, 4}),
         ({"response_warm_up": 2, "response_every": 9}, {0, 1, 2}),
     ],
@@ -187,19 +187,32 @@ def test_hyperparameters_rest_at_the_end_of_a_run(update: Any) -> None:
     assert [r.hyper_steps for r in run.history[11:14]] == [22, 25, 27]
 
 
-def test_by_default_they_rest_in_long_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hyper_steps(kind: Any = "delta", **options: Any) -> list[int]:
-        return [r.hyper_steps for r in tuner(kind, options=options).fit(11).history[6:]]
+@pytest.mark.parametrize("by", ["epochs", "progress"])
+def test_the_warm_up_of_long_runs_is_longer_and_responses_begin_in_the_middle(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responses: list[list[Tensor]] = []
 
-    to_the_end = [12, 15, 17, 20, 22, 25]
-    assert hyper_steps() == to_the_end
-    # Of the ten epochs after the warm-up the last five, if step 30 is over.
-    monkeypatch.setattr("sthyper.selftuning._trainer_options._LEAST_TUNED", 30)
-    assert hyper_steps() == hyper_steps("stn") == [12] * 6
-    assert hyper_steps(rest=0.0) == to_the_end
-    monkeypatch.setattr("sthyper.selftuning._trainer_options._LEAST_TUNED", 40)
-    assert hyper_steps() == [12, 15, 17, 17, 17, 17]
-    assert hyper_steps(rest=0.5) == [12] * 6
+    def after(event: str, run: SelfTuner) -> None:
+        if event == "epoch":
+            responses.append([p.detach().clone() for p in response_parameters(run.model)])
+
+    def begins() -> tuple[int, int]:
+        """Return the first epochs with response updates and with hyper steps of a run of 20 epochs, 100 steps."""
+        responses.clear()
+        run = tuner(options={"warm_up_epochs": None, "restore_best": False}, callback=after)
+        responses.append([p.detach().clone() for p in response_parameters(run.model)])
+        run.fit(20) if by == "epochs" else run.fit(progress=lambda: run.step / 100)
+        assert run.epoch == 20
+        moved = [not same(a, b) for a, b in pairwise(responses)]
+        assert moved == sorted(moved), "once they have begun they go on"
+        return moved.index(True), [r.hyper_steps > 0 for r in run.history[1:]].index(True)
+
+    monkeypatch.setattr("sthyper.selftuning._trainer_pace._LEAST_TUNED", 76)
+    # The length of a run by progress is not known before its first epoch is over.
+    assert begins() == ((0, 2) if by == "epochs" else (1, 2))
+    monkeypatch.setattr("sthyper.selftuning._trainer_pace._LEAST_TUNED", 75)
+    assert begins() == ((2, 5) if by == "epochs" else (3, 5))
 
 
 @pytest.mark.parametrize("name", ["response_lr", "response_part", "response_every", "response_warm_up"])
@@ -759,7 +772,8 @@ def test_a_state_of_something_else() -> None:
 
 
 def test_warm_up_and_learning_rates_follow_a_progress_of_any_kind() -> None:
-    given = {"options": {"warm_up_epochs": None, "hyper_lr_end": 0.1, "restore_best": False}}
+    # Of one pass for all: responses apart begin later where the length of the run is not known at first.
+    given = {"options": {"update": "joint", "warm_up_epochs": None, "hyper_lr_end": 0.1, "restore_best": False}}
     by_epochs = tuner(**copy.deepcopy(given)).fit(20)
     run = tuner(**copy.deepcopy(given))
     result = run.fit(progress=lambda: run.step / 100)  # five steps an epoch
