@@ -17,7 +17,7 @@ from sthyper.callbacks.lightning._self_tuning_checks import NAME
 from sthyper.callbacks.lightning._validation_data import ValidationStream, mixed, to_device
 from sthyper.callbacks.lightning._validation_loss import ValidationLoss, loss_of
 from sthyper.selftuning._batches import part_of_batch
-from sthyper.selftuning._trainer_pace import parts_of_warm_up
+from sthyper.selftuning._trainer_pace import Rhythm, rhythm_of
 from sthyper.selftuning._trainer_parts import hyper_adam, response_adam
 from sthyper.selftuning.perturbation import Perturbation
 from sthyper.selftuning.steps import (
@@ -111,8 +111,12 @@ class Updates:
         if getattr(self.trainer, "fast_dev_run", False) or self.options.warm_up_epochs == 0:
             self.counts.tuned_from = 0
         elif self.options.warm_up_epochs is None and self.counts.planned:
-            first, second = (int(part * self.counts.planned) for part in parts_of_warm_up(self.counts.planned))
-            self.counts.responds_from, self.counts.tuned_from = first, second
+            self.counts.responds_from = int(self._rhythm.responds_at * self.counts.planned)
+            self.counts.tuned_from = int(self._rhythm.tunes_at * self.counts.planned)
+
+    @property
+    def _rhythm(self) -> Rhythm:
+        return rhythm_of(self.options, self.counts.planned or 0)
 
     def _scale_lr(self) -> float:
         return self.options.hyper_lr if self.options.scale_lr is None else self.options.scale_lr
@@ -140,7 +144,7 @@ class Updates:
     def _responds(self, steps: int) -> bool:
         """Whether it is the turn of the responses after so many steps."""
         first = self.counts.responds_from
-        return steps >= first and not self._rests(steps) and self.options.responds(steps - first)
+        return steps >= first and not self._rests(steps) and self._rhythm.responds(steps - first)
 
     def epoch_starts(self) -> None:
         """See whether the warm-up is over, if it is counted in epochs."""
@@ -153,7 +157,7 @@ class Updates:
         counts, options = self.counts, self.options
         if counts.tuned_from is None or self._rests(counts.steps - 1):
             return False
-        cycles = (counts.steps - counts.tuned_from) // options.train_steps
+        cycles = (counts.steps - counts.tuned_from) // self._rhythm.train_steps
         if getattr(self.trainer, "fast_dev_run", False):
             cycles = max(cycles, 1)
         return counts.hyper_steps < options.hyper_steps * cycles

@@ -94,7 +94,7 @@ class SelfTuningCallback(SelfTuningState):
         scale: Standard deviations of the perturbations (unconstrained), for a configuration space.
         shared: Names that whole batches share, for a configuration space.
         tune: ``False`` trains the plain network with hyperparameters that stay.
-        train_steps: Optimiser steps between hyper steps.
+        train_steps: Optimiser steps between hyper steps. Default is 3, in long runs 4.
         hyper_steps: Hyper steps that follow them; 0 trains under perturbation only.
         warm_up_epochs: Epochs before the first hyper step. Default is a tenth of the run; in long ones, where at least
             1600 optimiser steps follow then, a quarter, in whose first half there are no additional calls of
@@ -107,8 +107,9 @@ class SelfTuningCallback(SelfTuningState):
             of ``training_step`` gets, others each time. Default is a quarter. Batches whose tensors do not all have
             their examples on one axis are taken whole.
         response_every: After ``response_warm_up``, the additional call is made in one of so many optimiser steps (on
-            all their batches). Default is 4.
-        response_warm_up: Optimiser steps in which it is made each time when it begins. Default is 500.
+            all their batches). Default is 2, in long runs 4.
+        response_warm_up: Optimiser steps in which it is made each time when it begins. Default is 1000, in
+            long runs 500.
         hyper_lr: Learning rate of the hyperparameters (Adam with the coefficients .9 and .99), at the beginning.
         hyper_lr_end: Part of it, and of that of the scales, that is left at the end of the run, to which they fall.
         tune_scales: Whether scales are tuned too.
@@ -144,7 +145,7 @@ class SelfTuningCallback(SelfTuningState):
         scale: float | dict[str, float] = 1.0,
         shared: list[str] | None = None,
         tune: bool = True,
-        train_steps: int = _DEFAULTS.train_steps,
+        train_steps: int | None = None,
         hyper_steps: int = _DEFAULTS.hyper_steps,
         warm_up_epochs: int | None = None,
         rest: float = 0.0,

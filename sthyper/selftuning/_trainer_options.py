@@ -12,8 +12,6 @@ __all__ = ["EpochRecord", "NonmonotonicDecay", "SelfTunerOptions", "SelfTuningRe
 
 _RESPONSE_LR = 0.003
 _RESPONSE_PART = 0.25
-_RESPONSE_EVERY = 4
-_RESPONSE_WARM_UP = 500
 
 StoppedBy = Literal["epochs", "progress", "patience", "learning rate", "report", "interrupt", "divergence"]
 
@@ -54,7 +52,7 @@ class SelfTunerOptions:
         tune: ``False`` trains the plain network, without perturbations, with hyperparameters that stay.
         update: Update of kind ``"delta"``, see :func:`delta_stn_step`. Default is ``"linearised"``; for kind ``"stn"``
             there is ``"joint"`` only.
-        train_steps: Training steps of one cycle.
+        train_steps: Training steps of one cycle. Default is 3, in long runs 4.
         hyper_steps: Hyper steps that follow them. 0 trains under perturbation without tuning, as a control.
         warm_up_epochs: Epochs without hyper steps at the beginning; they count. Default is a tenth of the epochs of the
             first ``fit`` or of its ``progress``, at least one epoch; in long runs, where at least 1600 training steps
@@ -82,9 +80,10 @@ class SelfTunerOptions:
             hyperparameters, and a quarter of the examples gives as good ones at a quarter of the cost; that is the
             default. Batches whose tensors do not all have their examples on one axis are taken whole.
         response_every: After ``response_warm_up``, the responses are updated in one of so many training steps by
-            ``"linearised"`` and ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 4.
+            ``"linearised"`` and ``"nonlinear"``; the others are as cheap as those of the plain network. Default is 2,
+            in long runs 4.
         response_warm_up: Training steps in which the responses are updated each time when they begin: they must be
-            learned before they can be followed. Default is 500.
+            learned before they can be followed. Default is 1000, in long runs 500.
         groups: In how many groups a batch is cut where perturbed examples have weights of their own. Default is what
             ``self_tune`` chose. The linearised update has a perturbation for each example.
         max_norm: Gradients of each optimiser of weights and responses are scaled down to this norm.
@@ -98,7 +97,7 @@ class SelfTunerOptions:
 
     tune: bool = True
     update: Update | None = None
-    train_steps: int = 4
+    train_steps: int | None = None
     hyper_steps: int = 1
     warm_up_epochs: int | None = None
     weight_lr: float = 0.01
@@ -124,9 +123,8 @@ class SelfTunerOptions:
     def __post_init__(self) -> None:
         if self.update is not None:
             check_update(self.update)
-        _check_count("train_steps", self.train_steps, 1)
         _check_count("hyper_steps", self.hyper_steps, 0)
-        for name in ("warm_up_epochs", "patience", "groups", "response_every", "response_warm_up"):
+        for name in ("train_steps", "warm_up_epochs", "patience", "groups", "response_every", "response_warm_up"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), 0 if "warm_up" in name else 1)
         for name in ("weight_lr", "response_lr", "hyper_lr", "scale_lr", "bound", "max_norm"):
@@ -166,15 +164,6 @@ class SelfTunerOptions:
     def part_of_responses(self) -> float:
         """Part of the examples of a batch on which the responses are updated apart."""
         return _RESPONSE_PART if self.response_part is None else self.response_part
-
-    def responds(self, step: int) -> bool:
-        """Return whether the responses are updated in a training step, where they are updated apart.
-
-        Args:
-            step: Its number, from 0 at the first one in which they are.
-        """
-        warm_up = _RESPONSE_WARM_UP if self.response_warm_up is None else self.response_warm_up
-        return step < warm_up or (step - warm_up) % (self.response_every or _RESPONSE_EVERY) == 0
 
 
 @dataclass(frozen=True)

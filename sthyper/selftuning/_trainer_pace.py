@@ -4,33 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sthyper.selftuning._trainer_options import SelfTunerOptions
 
-__all__ = ["Pace", "Progress", "parts_of_warm_up"]
+__all__ = ["Pace", "Progress", "Rhythm", "rhythm_of"]
 
 Progress = Callable[[], float]
 
-_WARM_UP = 0.25
-_SHORT_WARM_UP = 0.1
 _LEAST_TUNED = 1600
 
 
-def parts_of_warm_up(steps: float) -> tuple[float, float]:
-    """Return at which parts of a run responses that are updated apart begin to be so, and hyper steps, by default.
-
-    Early in training all regularisation hurts, and what is tuned then is wrong at the end: long runs wait for a quarter
-    of their length. But hyperparameters need some 1500 training steps to get where they are going; if less would
-    follow, it is a tenth.
+@dataclass(frozen=True)
+class Rhythm:
+    """How often responses that are updated apart are so, and hyper steps made.
 
     Args:
+        responds_at: Part of a run at which responses begin to be updated, if no warm-up is given.
+        tunes_at: Part of a run at which hyper steps begin, if no warm-up is given.
+        train_steps: Training steps of a cycle.
+        response_warm_up: Steps in which responses are updated each time when that begins.
+        response_every: Then they are in one of so many steps.
+    """
+
+    responds_at: float
+    tunes_at: float
+    train_steps: int
+    response_warm_up: int
+    response_every: int
+
+    def responds(self, step: int) -> bool:
+        """Return whether the responses are updated in a training step.
+
+        Args:
+            step: Its number, from 0 at the first one in which they are.
+        """
+        return step < self.response_warm_up or (step - self.response_warm_up) % self.response_every == 0
+
+
+_SHORT = Rhythm(0.0, 0.1, 3, 1000, 2)
+_LONG = Rhythm(0.125, 0.25, 4, 500, 4)
+
+
+def rhythm_of(options: SelfTunerOptions, steps: float) -> Rhythm:
+    """Return the rhythm of a run: what the options say, and for the rest that of short or long runs.
+
+    Early in training all regularisation hurts, and what is tuned then is wrong at the end: long runs wait for a quarter
+    of their length. And they have time for fewer updates. But hyperparameters need some 500 hyper steps to get where
+    they are going; a run is long if at least 1600 training steps would follow.
+
+    Args:
+        options: How the run is trained.
         steps: Training steps of the whole run.
     """
-    if (1.0 - _WARM_UP) * steps >= _LEAST_TUNED:
-        return _WARM_UP / 2, _WARM_UP
-    return 0.0, _SHORT_WARM_UP
+    usual = _LONG if (1.0 - _LONG.tunes_at) * steps >= _LEAST_TUNED else _SHORT
+    names = ("train_steps", "response_warm_up", "response_every")
+    return replace(usual, **{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
 @dataclass
@@ -40,6 +70,7 @@ class _Plan:
     Args:
         epochs: Epochs of the first ``fit``.
         warm_up: Epochs without hyper steps.
+        steps: Training steps of the whole run, as far as is known when the warm-up is over.
         responds_from: Training step from which on the responses are updated; ``None`` until then.
         tuned_from: Training step at which the warm-up was over; ``None`` until then.
         part: Progress when this epoch began.
@@ -49,6 +80,7 @@ class _Plan:
 
     epochs: int | None
     warm_up: int
+    steps: float = 0.0
     responds_from: int | None = None
     tuned_from: int | None = None
     part: float = 0.0
@@ -77,6 +109,11 @@ class Pace:
         return self._plan.tuned_from
 
     @property
+    def rhythm(self) -> Rhythm:
+        """How often responses are updated and hyper steps made."""
+        return rhythm_of(self.options, self._plan.steps)
+
+    @property
     def resting(self) -> bool:
         """Whether hyperparameters rest in this epoch."""
         return self._plan.resting
@@ -88,7 +125,7 @@ class Pace:
             step: Its number, from 0.
         """
         first = self._plan.responds_from
-        return first is not None and not self.resting and self.options.responds(step - first)
+        return first is not None and not self.resting and self.rhythm.responds(step - first)
 
     def begin_fit(self, epochs: int | None, progress: Progress | None, steps: int | None) -> None:
         """Note the length of a run; what depends on a number of epochs is chosen once.
@@ -99,10 +136,8 @@ class Pace:
             steps: Training steps of an epoch, if that is known.
         """
         self._length, self._progress, self._steps_of_epoch = epochs, progress, steps
-        plan = self._plan
-        if epochs is None or progress is not None or plan.epochs is not None:
-            return
-        plan.epochs = epochs
+        if progress is None and self._plan.epochs is None:
+            self._plan.epochs = epochs
 
     def is_over(self) -> bool:
         """Whether the progress is complete."""
@@ -117,23 +152,30 @@ class Pace:
         """
         plan = self._plan
         plan.part = self._ask()
+        by_default = self.options.warm_up_epochs is None
+        if plan.tuned_from is None:
+            plan.steps = self._estimated_steps(epoch, step)
+            if by_default and plan.epochs is not None:
+                plan.warm_up = max(1, round(self.rhythm.tunes_at * plan.epochs))
         learn, warm = True, epoch >= plan.warm_up
-        if self.options.warm_up_epochs is None and plan.tuned_from is None:
-            if self._progress is not None:
-                first, second = parts_of_warm_up(step / plan.part if plan.part else math.inf)
-                # Responses have one epoch at least before they are followed.
-                learn, warm = plan.part >= first, plan.responds_from is not None and plan.part >= second
-            elif plan.epochs is not None:
-                each = step / epoch if epoch else self._steps_of_epoch or 0
-                first, second = parts_of_warm_up(each * plan.epochs)
-                plan.warm_up = max(1, round(second * plan.epochs))
-                learn, warm = epoch >= int(first * plan.epochs), epoch >= plan.warm_up
+        if by_default and self._progress is not None:
+            # Responses have one epoch at least before they are followed.
+            learn = plan.part >= self.rhythm.responds_at
+            warm = plan.responds_from is not None and plan.part >= self.rhythm.tunes_at
+        elif by_default and plan.epochs is not None:
+            learn = epoch >= int(self.rhythm.responds_at * plan.epochs)
         if plan.responds_from is None and learn:
             plan.responds_from = step
         if plan.tuned_from is None and warm:
             plan.tuned_from, plan.warm_part = step, plan.part
         done = self._tuned_part(epoch, self._length or plan.epochs)
         plan.resting = self._rest > 0 and done is not None and done >= 1.0 - self._rest
+
+    def _estimated_steps(self, epoch: int, step: int) -> float:
+        if self._progress is not None:
+            return step / self._plan.part if self._plan.part else math.inf
+        each = step / epoch if epoch else self._steps_of_epoch or 0
+        return each * (self._plan.epochs or 0)
 
     def tuned_part(self, epoch: int) -> float | None:
         """Return what part, at most 1, of what follows the warm-up is over; ``None`` if the length is not known.

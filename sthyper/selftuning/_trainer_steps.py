@@ -161,7 +161,7 @@ class TrainerSteps(ABC):
         tuned_from = self._pace.tuned_from
         if tuned_from is None or self._pace.resting or not self.options.tune:
             return
-        due = self.options.hyper_steps * ((self.step - tuned_from) // self.options.train_steps)
+        due = self.options.hyper_steps * ((self.step - tuned_from) // self._pace.rhythm.train_steps)
         while self.hyper_steps < due:
             self._hyper_step(*pair(to_device(self._val.next(), self.device), "val_loader"))
 

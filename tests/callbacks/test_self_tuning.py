@@ -252,10 +252,7 @@ class Watch(Callback):
     ("options", "training"),
     [
         ({}, [("centred", True), ("linearised", True)]),
-        (
-            {"response_warm_up": 0, "response_every": 2},
-            [("centred", True), ("linearised", True), ("centred", True)],
-        ),
+        ({"response_warm_up": 0}, [("centred", True), ("linearised", True), ("centred", True)]),
         ({"update": "joint"}, [("perturbed", True)]),
         ({"kind": "stn"}, [("perturbed", True)]),
         ({"tune": False}, [(None, True)]),

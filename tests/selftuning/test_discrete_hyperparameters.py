@@ -379,7 +379,7 @@ def test_choices_and_continuous_hyperparameters_together(kind: Any, seed: int) -
     space = {"act": ACT, "drop": uniform(0.0, 0.5), "features": Gate(2, 0.9)}
     h = Hyperparameters(space, start={"drop": 0.2}, seed=seed, l0=0.05)
     tuner = run(h, seed, kind)
-    result = tuner.fit(27)
+    result = tuner.fit(20)
     assert result.values["act"] == "square"
     # The second feature is noise, and open gates cost.
     assert h.probabilities()["features"][0] > h.probabilities()["features"][1] + 0.2

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sthyper.config_space import choice, loguniform, uniform
 from sthyper.selftuning._batches import part_of_batch
+from sthyper.selftuning._trainer_pace import rhythm_of
 from sthyper.selftuning.controls import FixedValues, GaussianValues, Replay
 from sthyper.selftuning.hyperparameters import Hyperparameter, Hyperparameters
 from sthyper.selftuning.maps import Between
@@ -138,8 +140,8 @@ def test_responses_see_a_part_of_each_batch(part: float, expected: int) -> None:
     ("options", "turns"),
     [
         ({}, {0, 1, 2, 3, 4}),
-        ({"response_warm_up": 0}, {0, 4}),
-        ({"response_warm_up": 1, "response_every": 2}, {0, 1, 3}),
+        ({"response_warm_up": 0}, {0, 2, 4}),
+        ({"response_warm_up": 1}, {0, 1, 3}),
         ({"response_warm_up": 0, "response_every": 1}, {0, 1, 2, 3, 4}),
         ({"response_warm_up": 2, "response_every": 9}, {0, 1, 2}),
     ],
@@ -185,6 +187,22 @@ def test_hyperparameters_rest_at_the_end_of_a_run(update: Any) -> None:
     # A longer run tunes on.
     run.fit(20)
     assert [r.hyper_steps for r in run.history[11:14]] == [22, 25, 27]
+
+
+def test_long_runs_have_fewer_updates_a_step_if_nothing_else_is_said() -> None:
+    short, long = (rhythm_of(SelfTunerOptions(), steps) for steps in (2133, 2134))
+    assert (short.train_steps, short.response_warm_up, short.response_every) == (3, 1000, 2)
+    assert (long.train_steps, long.response_warm_up, long.response_every) == (4, 500, 4)
+    own = rhythm_of(SelfTunerOptions(train_steps=7, response_warm_up=0, response_every=1), 2134)
+    assert own == replace(long, train_steps=7, response_warm_up=0, response_every=1)
+
+
+@pytest.mark.parametrize(("least", "hyper_steps"), [(76, (100 - 10) // 3), (75, (100 - 25) // 4)])
+def test_a_long_run_has_fewer_hyper_steps(least: int, hyper_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sthyper.selftuning._trainer_pace._LEAST_TUNED", least)
+    run = tuner(options={"warm_up_epochs": None, "train_steps": None})
+    run.fit(20)
+    assert (run.step, run.hyper_steps) == (100, hyper_steps)
 
 
 @pytest.mark.parametrize("by", ["epochs", "progress"])
