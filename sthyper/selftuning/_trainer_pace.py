@@ -159,7 +159,7 @@ class Pace:
                 plan.warm_up = max(1, round(self.rhythm.tunes_at * plan.epochs))
         learn, warm = True, epoch >= plan.warm_up
         if by_default and self._progress is not None:
-            # Responses have one epoch at least before they are followed.
+            # Responses are learned before they are followed.
             learn = plan.part >= self.rhythm.responds_at
             warm = plan.responds_from is not None and plan.part >= self.rhythm.tunes_at
         elif by_default and plan.epochs is not None:
@@ -170,6 +170,16 @@ class Pace:
             plan.tuned_from, plan.warm_part = step, plan.part
         done = self._tuned_part(epoch, self._length or plan.epochs)
         plan.resting = self._rest > 0 and done is not None and done >= 1.0 - self._rest
+
+    def begin_step(self, step: int) -> None:
+        """See whether responses are to be learned, in runs by progress; there an epoch may be a large part of the run.
+
+        Args:
+            step: Number of training steps.
+        """
+        waiting = self._plan.responds_from is None and self._progress is not None
+        if waiting and self._ask() >= self.rhythm.responds_at:
+            self._plan.responds_from = step
 
     def _estimated_steps(self, epoch: int, step: int) -> float:
         if self._progress is not None:

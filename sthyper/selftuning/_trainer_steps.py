@@ -101,6 +101,7 @@ class TrainerSteps(ABC):
 
     def _train_step(self, inputs: Any, targets: Any) -> None:
         h, options = self.hyperparameters, self.options
+        self._pace.begin_step(self.step)
 
         def predict(inputs: Any = inputs, targets: Any = targets) -> tuple[Any, Any]:
             x, y = (inputs, targets) if self.transform is None else self.transform(inputs, targets, h)

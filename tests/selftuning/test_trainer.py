@@ -230,7 +230,25 @@ def test_the_warm_up_of_long_runs_is_longer_and_responses_begin_in_the_middle(
     # The length of a run by progress is not known before its first epoch is over.
     assert begins() == ((0, 2) if by == "epochs" else (1, 2))
     monkeypatch.setattr("sthyper.selftuning._trainer_pace._LEAST_TUNED", 75)
-    assert begins() == ((2, 5) if by == "epochs" else (3, 5))
+    assert begins() == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["delta", "stn"])
+def test_a_run_of_two_epochs_by_progress_is_tuned_in_the_second(kind: Any) -> None:
+    moved: list[bool] = []
+
+    def after(event: str, run: SelfTuner) -> None:
+        if event == "train_step":
+            now = [p.detach().clone() for p in response_parameters(run.model)]
+            moved.append(not same(before[-1], now))
+            before.append(now)
+
+    run = tuner(kind, options={"warm_up_epochs": None, "restore_best": False}, callback=after)
+    before = [[p.detach().clone() for p in response_parameters(run.model)]]
+    run.fit(progress=lambda: run.step / 10)  # five steps an epoch
+    assert (run.epoch, run.hyper_steps) == (2, 2)
+    # Of kind "delta" from an eighth of the run on.
+    assert moved == ([False, False] if kind == "delta" else [True, True]) + [True] * 8
 
 
 @pytest.mark.parametrize("name", ["response_lr", "response_part", "response_every", "response_warm_up"])
