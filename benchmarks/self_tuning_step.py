@@ -6,10 +6,9 @@ unless ``--response_optimizer sgd``.
 
 Run: python benchmarks/self_tuning_step.py [--networks small_cnn alexnet] [--rounds 7] [--json costs.json]
 Budgets (train step of the joint update, against plain): full response 1.9 (small CNN) and 2.2 (AlexNet); auto 1.3 and
-1.5, aim 1.25. "default" is what a run does if nothing is said, after its first thousand steps: responses are
-updated in every second step, on some examples of the batch; its time is the mean of both steps; "default, long"
-is that of long runs, in every fourth step. "responding" is the
-dearer one, as all of the first thousand are.
+1.5, aim 1.25. "default" is what a run does if nothing is said, after its first thousand steps: responses
+are updated in every second step, on some examples of the batch; its time is the mean of both steps. "default, long" is
+that of long runs, in every fourth step. "responding" is the dearer step, as those of the first thousand are.
 """
 
 from __future__ import annotations
