@@ -44,6 +44,8 @@ EXIT_SERVER_DIED = 3
 """Exit code of a guardian whose server ended first."""
 SWEEP_LIMIT = 30.0
 """Seconds after which a sweep gives up on processes that SIGKILL does not end (they hang in the kernel)."""
+EXEC_LIMIT = 0.05
+"""Seconds to wait for the environment of a process whose program is being loaded."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -91,9 +93,7 @@ def process_info(pid: int) -> ProcessInfo | None:
     """Return what the kernel says of one process, ``None`` if there is no such process."""
     if not LINUX:
         return _snapshot_by_ps().get(pid)
-    data = _read(f"/proc/{pid}/stat")
-    # The second field is the name in parentheses, which may itself hold blanks and parentheses.
-    fields = data[data.rfind(b")") + 2 :].split()
+    fields = _stat_fields(pid)
     if len(fields) < 20:
         return None
     return ProcessInfo(pid, int(fields[1]), int(fields[2]), fields[0].decode(), int(fields[19]))
@@ -101,7 +101,25 @@ def process_info(pid: int) -> ProcessInfo | None:
 
 def environment_of(pid: int) -> list[bytes]:
     """Return the ``NAME=value`` entries that a process was started with; empty if it is gone or not ours."""
-    return [entry for entry in _read(f"/proc/{pid}/environ").split(b"\0") if entry] if LINUX else []
+    if not LINUX:
+        return []
+    path = f"/proc/{pid}/environ"
+    data = _read(path)
+    end = time.monotonic() + EXEC_LIMIT
+    while not data and _loads_program(pid) and time.monotonic() < end:
+        time.sleep(0.0005)
+    # The program may have come between the two looks.
+    data = data or _read(path)
+    return [entry for entry in data.split(b"\0") if entry]
+
+
+def _loads_program(pid: int) -> bool:
+    """Return whether a process is amid ``exec``: it has memory, but neither code nor environment in it yet.
+
+    The one who started it takes it for started then: its pipe was closed already.
+    """
+    fields = _stat_fields(pid)
+    return len(fields) > 23 and int(fields[20]) > 0 and int(fields[23]) == 0  # vsize and startcode of proc(5)
 
 
 def tagged(name: str, value: str) -> list[ProcessInfo]:
@@ -136,6 +154,13 @@ def start_time(info: ProcessInfo) -> float:
     It tells a process from a later one with the same id. Unix time would not: it changes when the clock is set.
     """
     return info.start / os.sysconf("SC_CLK_TCK")
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """Return the fields of ``/proc/<pid>/stat`` from the third on; none if there is no such process."""
+    data = _read(f"/proc/{pid}/stat")
+    # The second field is the name in parentheses, which may itself hold blanks and parentheses.
+    return data[data.rfind(b")") + 2 :].split()
 
 
 def _read(path: str) -> bytes:
