@@ -143,12 +143,13 @@ class KernelForm:
     Args:
         structure: What the columns are.
         kernel: ``"matern52-ard"``, ``"matern52-noard"`` (one lengthscale), ``"rbf-ard"`` or ``"rbf-noard"``.
-        categorical: ``"one-hot"``: categorical columns count in the distance as numbers do, with one lengthscale a
-            hyperparameter; ``"exchangeable"``: a factor exp(-1/l) for each categorical hyperparameter that differs.
+        categorical: ``"one-hot"``: categorical hyperparameters count in the distance as numbers do, two categories at
+            a distance of 1; ``"exchangeable"``: a factor exp(-1/l) for each categorical hyperparameter that differs.
         transfer: With a task in ``structure``: ``"matern52_product"`` (a Matern factor of the task) or
             ``"matern52_same"`` (the task makes no difference). Without effect otherwise.
         warping: Whether numeric columns are warped. Not with a task.
-        per_column: Whether each column has a lengthscale, also those of one categorical hyperparameter.
+        per_column: Whether each column has a lengthscale, also those of one categorical hyperparameter; their distance
+            is then that of the columns as they are.
 
     Raises:
         ValueError: If a name is unknown.
@@ -207,10 +208,10 @@ class KernelForm:
                     self.lengthscale_names.append(self.structure.names[group] + suffix)
                 columns.append(column)
                 scales.append(len(self.lengthscale_names) - 1)
-                # In the exchangeable form the squared distance of two categories is 1: two columns differ by 1, or a
-                # single one by 1/2.
-                exchangeable = 2.0 if len(own) == 1 else math.sqrt(0.5)
-                weights.append(exchangeable if radial == "exponential" else 1.0)
+                # Two categories are one unit apart, like the ends of a number's range: in one-hot form two columns differ
+                # by 1, a single column by 1/2.
+                apart = 2.0 if len(own) == 1 else math.sqrt(0.5)
+                weights.append(apart if self.structure.categorical[group] and not per_column else 1.0)
         self.factors.append(Factor(radial, tuple(columns), tuple(scales), tuple(weights), radial == "exponential"))
 
     def blocks(self, preset: Preset) -> dict[str, tuple[ParameterSpec, int]]:

@@ -112,6 +112,11 @@ def correlation(case: Case, values: dict[str, np.ndarray], A: np.ndarray, B: np.
                 x = points[:, column] * (1 - 2e-6) + 1e-6
                 points[:, column] = 1 - (1 - x**a) ** b
     delta2 = (A[:, None, :] - B[None, :, :]) ** 2
+    # Two categories are 1 apart: one-hot columns are sqrt(2) apart, those of the single column 1/2.
+    delta2[..., 6:] *= 0.5
+    if not inverse:  # which leaves the other columns as they are
+        delta2[..., 2:5] *= 0.5
+        delta2[..., 5] *= 4.0
     own = {0: [0], 1: [1], 2: [2, 3, 4], 3: [5]}
     usual = [0, 1] if case.categorical == "exchangeable" else [0, 1, 2, 3]
     r2 = np.zeros(delta2.shape[:2])

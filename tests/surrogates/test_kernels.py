@@ -134,6 +134,25 @@ def test_exchangeable_categories_are_all_as_far_from_each_other(per_column: bool
             assert float(K[i, j]) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("kernel", ["matern52-ard", "rbf-noard"])
+def test_categories_are_as_far_apart_as_the_ends_of_a_numbers_range(kernel: str) -> None:
+    # However many there are, and whether in one-hot form or in a single column.
+    encoder = SpaceEncoder({"flag": choice(["on", "off"]), "kind": choice(["a", "b", "c"]), "x": uniform(0.0, 1.0)})
+    first = {"flag": "on", "kind": "a", "x": 0.0}
+    configs = [first, {**first, "flag": "off"}, {**first, "kind": "c"}, {**first, "x": 1.0}]
+    X = encoder.encode(configs).double()
+    form = KernelForm(InputStructure.of_space(encoder), kernel, warping=False)
+    parameters = values(form) | {"lengthscale": torch.full((len(form.lengthscale_names),), 0.7).double()}
+    correlations = form.correlation(*[form.scaled(X, parameters)] * 2)[0, 1:]
+    assert 0.1 < float(correlations[0]) < 0.6
+    assert torch.allclose(correlations, correlations[0], rtol=1e-6)
+    # With a lengthscale a column the columns are taken as they are: 1/2, sqrt(2) and 1.
+    form = KernelForm(InputStructure.of_space(encoder), kernel, warping=False, per_column=True)
+    parameters["lengthscale"] = torch.full((len(form.lengthscale_names),), 0.7).double()
+    flag, kind, x = form.correlation(*[form.scaled(X, parameters)] * 2)[0, 1:].tolist()
+    assert flag > x > kind
+
+
 def test_which_lengthscales_there_are() -> None:
     # Columns are in alphabetical order.
     structure = InputStructure.of_space(SpaceEncoder(SPACE))
