@@ -208,7 +208,7 @@ class KernelForm:
                     self.lengthscale_names.append(self.structure.names[group] + suffix)
                 columns.append(column)
                 scales.append(len(self.lengthscale_names) - 1)
-                # Two categories are one unit apart, like the ends of a number's range: in one-hot form two columns differ
+                # Two categories are one unit apart, like the ends of a number's range: two one-hot columns differ
                 # by 1, a single column by 1/2.
                 apart = 2.0 if len(own) == 1 else math.sqrt(0.5)
                 weights.append(apart if self.structure.categorical[group] and not per_column else 1.0)
