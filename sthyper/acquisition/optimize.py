@@ -45,8 +45,8 @@ class OptimizerOptions:
             candidates of both kinds.
         num_starts: Number of the best of them from which the gradient search starts.
         num_discrete_starts: The same, if larger, for spaces with categorical hyperparameters, or others of few values:
-            from so many points the search over their values starts, and the ``num_starts`` best of what it finds are
-            refined.
+            from so many points the search over their values starts, and of what it finds the ``num_starts`` best are
+            refined, and one more for every eight of these points.
         max_iterations: Evaluations of the gradient search, each for all starts at once; 0 for none.
         max_rounds: Rounds of the local search over discrete hyperparameters; 0 for none.
 
@@ -58,7 +58,7 @@ class OptimizerOptions:
     num_local_candidates: int = 256
     num_enumerated: int | None = None
     num_starts: int = 3
-    num_discrete_starts: int = 8
+    num_discrete_starts: int = 16
     max_iterations: int = 20
     max_rounds: int = 4
 
@@ -151,7 +151,7 @@ def optimize_acquisition(
                 break
         if options.max_iterations and len(space.moving):
             pool = _apart(search.explore(pool))
-    pool = pool.best(options.num_starts)
+        pool = pool.best(options.num_starts + options.num_discrete_starts // 8)
     if options.max_iterations:
         pool = search.ascend(pool, options.max_iterations)
     pool = search.snap(pool)
