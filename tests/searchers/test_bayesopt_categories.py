@@ -13,7 +13,7 @@ from sthyper.baselines import BayesianOptimization
 from sthyper.config_space import choice, uniform
 from sthyper.schedulers import AskTellScheduler
 
-NUMBER, VALUES, TRIALS = 6, 5, 30
+NUMBER, VALUES, TRIALS = 6, 5, 50
 SPACE: dict[str, Any] = {f"c{i}": choice([f"v{j}" for j in range(VALUES)]) for i in range(NUMBER)}
 SPACE["x"] = uniform(0, 1)
 
@@ -53,6 +53,6 @@ def test_good_combinations_of_categories_are_found_in_a_few_trials(one_thread: N
             scheduler.tell(trial, loss=value, done=True)
             best = min(best, value)
         regrets.append((best - least) / (typical - least))
-    # One of the 15 625 combinations; .07 was measured. A model in which categories are farther apart than the ends of a
-    # number's range takes each for a case of its own and is at .2.
-    assert np.mean(regrets) < 0.13, regrets
+    # One of the 15 625 combinations; over 35 problems .014 was measured, and .039 with categories farther apart than
+    # the ends of a number's range.
+    assert np.mean(regrets) < 0.05, regrets
