@@ -44,7 +44,7 @@ EXIT_SERVER_DIED = 3
 """Exit code of a guardian whose server ended first."""
 SWEEP_LIMIT = 30.0
 """Seconds after which a sweep gives up on processes that SIGKILL does not end (they hang in the kernel)."""
-EXEC_LIMIT = 0.05
+EXEC_LIMIT = 0.5
 """Seconds to wait for the environment of a process whose program is being loaded."""
 
 _PR_SET_PDEATHSIG = 1

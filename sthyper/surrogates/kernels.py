@@ -149,7 +149,7 @@ class KernelForm:
             ``"matern52_same"`` (the task makes no difference). Without effect otherwise.
         warping: Whether numeric columns are warped. Not with a task.
         per_column: Whether each column has a lengthscale, also those of one categorical hyperparameter; their distance
-            is then that of the columns as they are.
+            is then that of the columns as they are. The task, and the exchangeable form, have one in any case.
 
     Raises:
         ValueError: If a name is unknown.

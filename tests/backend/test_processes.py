@@ -50,9 +50,12 @@ def test_an_empty_environment_is_told_at_once():
     process = subprocess.Popen(["/bin/sleep", "60"], env={})
     try:
         time.sleep(0.1)
-        begin = time.monotonic()
-        assert _processes.environment_of(process.pid) == []
-        assert time.monotonic() - begin < 0.9 * _processes.EXEC_LIMIT
+        seconds = []
+        for _ in range(5):  # this process may have to wait for a processor, though not each time
+            begin = time.monotonic()
+            assert _processes.environment_of(process.pid) == []
+            seconds.append(time.monotonic() - begin)
+        assert min(seconds) < 0.5 * _processes.EXEC_LIMIT
     finally:
         process.kill()
         process.wait()
